@@ -1,0 +1,1 @@
+"""What every Interlock service needs and none owns."""
