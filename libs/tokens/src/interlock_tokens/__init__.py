@@ -1,0 +1,1 @@
+"""Grants and JWT families: one table, one strict verify."""
