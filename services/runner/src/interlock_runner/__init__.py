@@ -1,0 +1,1 @@
+"""Projects, agents and runs of the agents platform, as the user."""
