@@ -1,17 +1,23 @@
 """Calling our own services: mutual TLS and ids out, our errors back."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
 
+import grpc
+import structlog
 from grpc import aio
 from opentelemetry import trace
 
 from interlock_chassis import telemetry
+from interlock_chassis.errors import ConfigError
 from interlock_chassis.statuses import from_rpc_error
 from interlock_chassis.telemetry import new_request_id, request_id_scope
-from interlock_chassis.tls import TlsFiles, channel_credentials
+from interlock_chassis.tls import TlsFiles, channel_credentials, stamps_of
 
 __all__ = ["new_request_id", "open_channel", "remote_errors", "request_id_scope"]
 
@@ -35,13 +41,19 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+# A renewed certificate has days before the old one ends.
+_RENEWAL_CHECK = timedelta(seconds=10)
+# The longest stream may still run on the connection of the old certificate.
+_OLD_CONNECTION_GRACE = timedelta(minutes=31)
+
 
 @asynccontextmanager
 async def open_channel(address: str, tls: TlsFiles, *, server: str) -> AsyncIterator[aio.Channel]:
     """Open a channel to one of our services, closed on leaving.
 
     Connects at the first call. Every call carries the request id and the
-    trace in force; the caller gives each call a `timeout`, or is refused.
+    trace in force; the caller gives each call a `timeout`, or is refused. A
+    renewed certificate is used without a restart, within 10 s of the next call.
 
     Args:
         address: `host:port`, or a gRPC target such as `dns:///host:port`.
@@ -49,14 +61,18 @@ async def open_channel(address: str, tls: TlsFiles, *, server: str) -> AsyncIter
         server: The server's mTLS name; a server of another name is not spoken to.
 
     Raises:
-        ConfigError: A TLS file cannot be read.
+        ConfigError: A TLS file cannot be read, or key and certificate differ.
     """
-    channel = aio.secure_channel(
-        address,
-        channel_credentials(tls),
-        options=[*_OPTIONS, ("grpc.ssl_target_name_override", server.replace("/", "-"))],
-        interceptors=[_OneCallTagger(), _StreamTagger()],
-    )
+
+    def connect() -> aio.Channel:
+        return aio.secure_channel(
+            address,
+            channel_credentials(tls),
+            options=[*_OPTIONS, ("grpc.ssl_target_name_override", server.replace("/", "-"))],
+            interceptors=[_OneCallTagger(), _StreamTagger()],
+        )
+
+    channel = _RenewingChannel(connect, tls)
     try:
         yield channel
     finally:
@@ -78,6 +94,104 @@ def remote_errors() -> Iterator[None]:
         yield
     except aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+
+
+class _RenewingChannel(aio.Channel):
+    """Stand in for a channel, and connect anew when the certificate on disk changes.
+
+    gRPC's Python channels keep the certificate they were made with. Calls in
+    flight stay on the old channel until they end.
+    """
+
+    def __init__(self, connect: Callable[[], aio.Channel], tls: TlsFiles) -> None:
+        self._connect = connect
+        self._tls = tls
+        self._stamps = stamps_of(tls)
+        self._channel = connect()
+        self._checked = time.monotonic()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def current(self) -> aio.Channel:
+        """Return the channel for the next call."""
+        now = time.monotonic()
+        if now - self._checked < _RENEWAL_CHECK.total_seconds():
+            return self._channel
+        self._checked = now
+        log = structlog.get_logger()
+        try:
+            stamps = stamps_of(self._tls)
+            if stamps == self._stamps:
+                return self._channel
+            renewed = self._connect()
+        except (ConfigError, OSError):
+            # Half-written, perhaps: the next check sees the rest.
+            log.warning("tls_reload_failed", certificate=str(self._tls.cert))
+            return self._channel
+        self._stamps, old, self._channel = stamps, self._channel, renewed
+        task = asyncio.ensure_future(old.close(_OLD_CONNECTION_GRACE.total_seconds()))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        log.info("tls_reloaded", certificate=str(self._tls.cert))
+        return self._channel
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close this channel and the old ones."""
+        for task in list(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._channel.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """Tell the state of the connection of the next call."""
+        return self.current().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Wait for another state."""
+        await self.current().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Wait until connected."""
+        await self.current().channel_ready()
+
+    def unary_unary(self, *method: Any, **codec: Any) -> Any:
+        """Return a callable for an RPC."""
+        return _Renewing(self, lambda channel: channel.unary_unary(*method, **codec))
+
+    def unary_stream(self, *method: Any, **codec: Any) -> Any:
+        """Return a callable for an RPC that streams its answers."""
+        return _Renewing(self, lambda channel: channel.unary_stream(*method, **codec))
+
+    def stream_unary(self, *method: Any, **codec: Any) -> Any:
+        """Return a callable for an RPC that takes a stream; none of ours does."""
+        return _Renewing(self, lambda channel: channel.stream_unary(*method, **codec))
+
+    def stream_stream(self, *method: Any, **codec: Any) -> Any:
+        """Return a callable for an RPC that streams both ways; none of ours does."""
+        return _Renewing(self, lambda channel: channel.stream_stream(*method, **codec))
+
+
+class _Renewing:
+    """An RPC, callable, on whichever channel is current."""
+
+    def __init__(
+        self, channel: _RenewingChannel, bind: Callable[[aio.Channel], Callable[..., Any]]
+    ) -> None:
+        self._channel = channel
+        self._bind = bind
+        self._bound_to = channel.current()
+        self._call = bind(self._bound_to)
+
+    def __call__(self, *request: Any, **options: Any) -> Any:
+        channel = self._channel.current()
+        if channel is not self._bound_to:
+            self._bound_to, self._call = channel, self._bind(channel)
+        return self._call(*request, **options)
 
 
 class _OneCallTagger(aio.UnaryUnaryClientInterceptor):

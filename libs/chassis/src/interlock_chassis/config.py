@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, PlainValidator, ValidationError, ValidationInfo
@@ -25,6 +25,7 @@ from interlock_chassis.tls import TlsFiles
 
 PREFIX = "INTERLOCK_"
 
+_REFERENCE_HEAD = "| Variable | Processes | Default | Meaning |\n|---|---|---|---|\n"
 _HIGHEST_PORT = 65535
 _HOST_NAME = re.compile(
     r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.IGNORECASE
@@ -298,10 +299,6 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
     return field, first["msg"].removeprefix("Value error, ")
 
 
-class _Columns:
-    HEAD: ClassVar[str] = "| Variable | Processes | Default | Meaning |\n|---|---|---|---|\n"
-
-
 def settings_reference(settings: Mapping[str, type[ProcessSettings]]) -> str:
     """Write the reference of every variable as a Markdown table.
 
@@ -318,7 +315,7 @@ def settings_reference(settings: Mapping[str, type[ProcessSettings]]) -> str:
         f"| `{variable}` | {', '.join(names)} | {default} | {meaning} |\n"
         for (variable, default, meaning), names in sorted(processes.items())
     )
-    return _Columns.HEAD + "".join(rows)
+    return _REFERENCE_HEAD + "".join(rows)
 
 
 def _default_of(field: FieldInfo) -> str:

@@ -207,7 +207,9 @@ def database_errors(unavailable: Callable[[], ServiceError]) -> Iterator[None]:
         if not _is_unavailable(error):
             raise
         raise unavailable() from error
-    except (OSError, PoolTimeoutError) as error:
+    except (OSError, PoolTimeoutError, asyncpg.InternalClientError) as error:
+        # The last is what asyncpg 0.32 raises on a connection whose end it has
+        # been told but has not seen yet.
         raise unavailable() from error
 
 

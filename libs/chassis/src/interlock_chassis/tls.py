@@ -8,6 +8,9 @@ from typing import Protocol
 
 import grpc
 import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from interlock_chassis.errors import ConfigError, Unauthenticated
 
@@ -59,7 +62,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     certificate in use as it is.
 
     Raises:
-        ConfigError: A file cannot be read now.
+        ConfigError: A file cannot be read now, or key and certificate differ.
     """
     renewal = _Renewal(files)
     return grpc.dynamic_ssl_server_credentials(
@@ -72,10 +75,10 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     """Make credentials that trust only the authority and present the certificate.
 
-    The files are read now; a channel opened later reads them again.
+    The files are read now; `open_channel` makes new ones when they change.
 
     Raises:
-        ConfigError: A file cannot be read.
+        ConfigError: A file cannot be read, or key and certificate differ.
     """
     material = _read(files)
     return grpc.ssl_channel_credentials(
@@ -110,7 +113,7 @@ class _Renewal:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._stamps = _stamps(files)
+        self._stamps = stamps_of(files)
         self.material = _read(files)
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -120,7 +123,7 @@ class _Renewal:
         """
         log = structlog.get_logger()
         try:
-            stamps = _stamps(self._files)
+            stamps = stamps_of(self._files)
             if stamps == self._stamps:
                 return None
             material = _read(self._files)
@@ -141,17 +144,37 @@ def _configuration(material: _Material) -> grpc.ServerCertificateConfiguration:
     )
 
 
-def _stamps(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+def stamps_of(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+    """Return what changes when one of the files does."""
     found = (path.stat() for path in (files.ca, files.cert, files.key) if path.exists())
     return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in found)
 
 
 def _read(files: TlsFiles) -> _Material:
-    return _Material(
+    material = _Material(
         ca=_read_one(files.ca, _VARIABLES["ca"]),
         cert=_read_one(files.cert, _VARIABLES["cert"]),
         key=_read_one(files.key, _VARIABLES["key"]),
     )
+    _require_pair(material)
+    return material
+
+
+def _require_pair(material: _Material) -> None:
+    """Refuse what a renewal half done, or files mixed up, would look like.
+
+    gRPC would take it, and fail every handshake.
+    """
+    try:
+        certified = x509.load_pem_x509_certificate(material.cert).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(_VARIABLES["cert"], "the file holds no certificate") from None
+    try:
+        owned = load_pem_private_key(material.key, password=None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigError(_VARIABLES["key"], "the file holds no private key") from None
+    if owned != certified:
+        raise ConfigError(_VARIABLES["key"], "the key is not the certificate's")
 
 
 def _read_one(path: Path, variable: str) -> bytes:

@@ -25,6 +25,7 @@ AWAY = [
     asyncpg.OutOfMemoryError("full"),
     asyncpg.ReadOnlySQLTransactionError("standby"),
     asyncpg.InterfaceError("connection is closed"),
+    asyncpg.InternalClientError("cannot switch to state 11"),
     ConnectionRefusedError(),
     TimeoutError(),
     PoolTimeoutError(),

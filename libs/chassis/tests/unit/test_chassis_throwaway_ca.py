@@ -125,7 +125,18 @@ def test_tls_files_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
     files.cert.write_text("not a certificate")
     with pytest.raises(ConfigError, match="INTERLOCK_TLS_CERT_FILE: the file is not PEM"):
         server_credentials(files)
-    files.key.unlink()
     files.cert.write_text("-----BEGIN CERTIFICATE-----")
+    with pytest.raises(ConfigError, match="INTERLOCK_TLS_CERT_FILE: the file holds no"):
+        server_credentials(files)
+    files.key.unlink()
     with pytest.raises(ConfigError, match="INTERLOCK_TLS_KEY_FILE: cannot read"):
         channel_credentials(files)
+
+
+def test_a_key_of_another_certificate_stops_the_start(tmp_path: Path) -> None:
+    """Files mixed up are refused before the first handshake fails."""
+    ca = ThrowAwayCa.create(tmp_path)
+    runner, identity = ca.issue("runner", tmp_path), ca.issue("identity", tmp_path)
+    mixed = TlsFiles(ca=runner.ca, cert=runner.cert, key=identity.key)
+    with pytest.raises(ConfigError, match="not the certificate's"):
+        channel_credentials(mixed)

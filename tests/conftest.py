@@ -1,0 +1,75 @@
+"""What the tests with real parts share: a Postgres, and the tiers of the machine."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from interlock_chassis.secret import Secret
+from interlock_cli.embedded_postgres import EmbeddedPostgres, find_binaries
+from interlock_cli.scratch_databases import ScratchDatabases
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[ScratchDatabases]:
+    """Give databases on an embedded Postgres, or on INTERLOCK_TEST_DATABASE_URL's server."""
+    if url := os.environ.get("INTERLOCK_TEST_DATABASE_URL"):
+        databases = ScratchDatabases(Secret(url))
+        yield databases
+        asyncio.run(databases.drop_all())
+        return
+    folder = Path(tempfile.mkdtemp(prefix="interlock-tests-"))
+    postgres = EmbeddedPostgres(folder, binaries=find_binaries(os.environ), durable=False)
+    postgres.start()
+    try:
+        yield ScratchDatabases(postgres.admin_url)
+    finally:
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose tier this machine lacks, or fail it where the tier is required."""
+    required = os.environ.get("INTERLOCK_REQUIRE", "").split(",")
+    for tier, find_lack in _TIERS.items():
+        if item.get_closest_marker(tier) is None:
+            continue
+        if (lack := find_lack()) is None:
+            continue
+        if tier in required:
+            pytest.fail(f"INTERLOCK_REQUIRE names {tier}, but {lack}", pytrace=False)
+        pytest.skip(lack)
+
+
+@cache
+def _lack_of_docker() -> str | None:
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    done = subprocess.run(
+        ["docker", "version", "--format", "{{.Server.Version}}"],  # noqa: S607 - the user's own.
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    return None if done.returncode == 0 else "no Docker engine answers"
+
+
+@cache
+def _lack_of_node() -> str | None:
+    return None if shutil.which("node") else "node is not installed"
+
+
+@cache
+def _lack_of_chromium() -> str | None:
+    return None if any(map(shutil.which, CHROMIUM)) else "chromium is not installed"
+
+
+_TIERS = {"docker": _lack_of_docker, "node": _lack_of_node, "chromium": _lack_of_chromium}
