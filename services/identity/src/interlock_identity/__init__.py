@@ -1,0 +1,1 @@
+"""Who a Slack user is, and short-lived tokens that say so."""

@@ -1,0 +1,654 @@
+"""Identity's stores in Postgres.
+
+Every decision that two callers could take at once is taken under an advisory
+lock: claims by Enterprise and team, codes and links by Slack user. Time is the
+database's, and the wall clock rather than the transaction's start: whoever
+waited for a lock must see what happened meanwhile as the past.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import RowMapping, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from interlock_chassis.database import database_errors
+from interlock_identity.domain.agents import Agent, AgentDefault
+from interlock_identity.domain.linking import (
+    CodeHash,
+    LinkCode,
+    MappingCursor,
+    MappingId,
+    NewLinkCode,
+    SlackUser,
+    UserMapping,
+)
+from interlock_identity.domain.people import Person, Session, Tenant, TenantId, UserId
+from interlock_identity.domain.workspaces import (
+    CLIENT_ID,
+    Claim,
+    Claimed,
+    CountedWorkspace,
+    Workspace,
+    WorkspaceId,
+    WorkspaceKey,
+    WorkspaceStatus,
+)
+from interlock_identity.linking import (
+    LinkCodeSpent,
+    TooManyLinkCodes,
+    UserAlreadyLinked,
+    UserLinkedElsewhere,
+)
+from interlock_identity.workspaces import (
+    DatabaseUnavailable,
+    OrganizationNotFound,
+    WorkspaceNotFound,
+    WorkspaceTaken,
+)
+
+# The key of the specification for installs without Nango too; the column has no NULL.
+_DIRECT_PROVIDER_KEY = "work-apps-slack"
+
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(CAST(:name AS text), 0))")
+
+_REMEMBER_PERSON = text("""
+    INSERT INTO identity."user" AS known (id, name, email) VALUES (:user_id, :name, :email)
+    ON CONFLICT (id) DO UPDATE
+    SET name = excluded.name, email = excluded.email, updated_at = clock_timestamp()
+    WHERE (known.name, known.email) IS DISTINCT FROM (excluded.name, excluded.email)
+""")
+_REMEMBER_TENANT = text("""
+    INSERT INTO identity.organization AS known (id, name) VALUES (:tenant_id, :name)
+    ON CONFLICT (id) DO UPDATE SET name = excluded.name, updated_at = clock_timestamp()
+    WHERE known.name IS DISTINCT FROM excluded.name
+""")
+_FORGET_CODES = text("""
+    DELETE FROM identity.work_app_slack_account_link_codes WHERE used_by_user_id = :user_id
+""")
+_FORGET_MAPPINGS_OF_USER = text("""
+    DELETE FROM identity.work_app_slack_user_mappings WHERE inkeep_user_id = :user_id
+""")
+_FORGET_USER = text("""DELETE FROM identity."user" WHERE id = :user_id""")
+_FORGET_MAPPINGS_OF_TENANT = text("""
+    DELETE FROM identity.work_app_slack_user_mappings WHERE tenant_id = :tenant_id
+""")
+_FORGET_TENANT = text("DELETE FROM identity.organization WHERE id = :tenant_id")
+
+_WORKSPACE_COLUMNS = """
+    w.tenant_id, w.id, w.slack_team_id, coalesce(w.slack_enterprise_id, '') AS enterprise_id,
+    coalesce(w.slack_app_id, '') AS app_id, w.name, w.status, w.created_at
+"""
+_COUNT = """
+    (SELECT count(*) FROM identity.work_app_slack_user_mappings AS m
+     WHERE m.tenant_id = w.tenant_id AND m.workspace_id = w.id) AS linked_users
+"""
+_IS_CLAIMED = "w.status IN ('active', 'needs_reinstall')"
+
+_KNOWS_TENANT = text("SELECT 1 FROM identity.organization WHERE id = :tenant_id FOR KEY SHARE")
+_RIVALS = text("""
+    SELECT w.tenant_id, w.id, w.slack_team_id, w.status
+    FROM identity.work_app_slack_workspaces AS w
+    WHERE w.client_id = :client_id AND w.tenant_id <> :tenant_id
+      AND (w.slack_team_id IN (:slot, :enterprise_id)
+           OR (:is_org AND w.slack_enterprise_id = :enterprise_id))
+""")
+_DROP_WORKSPACE = text("""
+    DELETE FROM identity.work_app_slack_workspaces WHERE tenant_id = :tenant_id AND id = :id
+""")
+_STATUS_BEFORE = text("""
+    SELECT w.status FROM identity.work_app_slack_workspaces AS w
+    WHERE w.client_id = :client_id AND w.tenant_id = :tenant_id AND w.slack_team_id = :slot
+""")
+_CLAIM = text(f"""
+    WITH w AS (
+        INSERT INTO identity.work_app_slack_workspaces (
+            tenant_id, id, client_id, slack_team_id, slack_enterprise_id, slack_app_id,
+            nango_provider_config_key, nango_connection_id, status, installed_by_user_id,
+            name, installation_id, created_at, updated_at)
+        VALUES (
+            :tenant_id, :id, :client_id, :slot, nullif(:enterprise_id, ''), :app_id,
+            :provider_key, :connection_id, 'active',
+            (SELECT u.id FROM identity."user" AS u WHERE u.id = :installed_by),
+            :name, :installation_id, clock_timestamp(), clock_timestamp())
+        ON CONFLICT (client_id, slack_team_id) DO UPDATE
+        SET slack_enterprise_id = excluded.slack_enterprise_id,
+            slack_app_id = excluded.slack_app_id,
+            nango_provider_config_key = excluded.nango_provider_config_key,
+            nango_connection_id = excluded.nango_connection_id,
+            status = excluded.status,
+            installed_by_user_id = excluded.installed_by_user_id,
+            name = excluded.name,
+            installation_id = excluded.installation_id,
+            updated_at = clock_timestamp()
+        RETURNING *)
+    SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM w
+""")  # noqa: S608 - Only constants of this module are put together.
+_RELEASE = text("""
+    UPDATE identity.work_app_slack_workspaces
+    SET status = 'uninstalled', updated_at = clock_timestamp()
+    WHERE client_id = :client_id AND slack_team_id = :slot
+      AND coalesce(slack_enterprise_id, '') = :enterprise_id
+      AND installation_id = :installation_id AND status <> 'uninstalled'
+    RETURNING tenant_id, id
+""")
+_END_CODES_OF_WORKSPACE = text("""
+    UPDATE identity.work_app_slack_account_link_codes
+    SET expires_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE tenant_id = :tenant_id AND workspace_id = :workspace_id
+      AND used_at IS NULL AND expires_at > clock_timestamp()
+""")
+_FIND_WORKSPACE = text(f"""
+    SELECT {_WORKSPACE_COLUMNS} FROM identity.work_app_slack_workspaces AS w
+    WHERE w.client_id = :client_id AND w.slack_team_id = :slot
+      AND coalesce(w.slack_enterprise_id, '') = :enterprise_id AND w.slack_app_id = :app_id
+      AND {_IS_CLAIMED}
+""")  # noqa: S608 - Only constants of this module are put together.
+_GET_WORKSPACE = text(f"""
+    SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM identity.work_app_slack_workspaces AS w
+    WHERE w.tenant_id = :tenant_id AND w.id = :workspace_id AND {_IS_CLAIMED}
+""")  # noqa: S608 - Only constants of this module are put together.
+_LIST_WORKSPACES = text(f"""
+    SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM identity.work_app_slack_workspaces AS w
+    WHERE w.tenant_id = :tenant_id AND {_IS_CLAIMED}
+    ORDER BY w.created_at DESC, w.id DESC
+""")  # noqa: S608 - Only constants of this module are put together.
+
+_LIST_DEFAULTS = text("""
+    SELECT channel_id, project_id, agent_id, grants_access
+    FROM identity.work_app_slack_agent_defaults
+    WHERE tenant_id = :tenant_id AND workspace_id = :workspace_id
+    ORDER BY channel_id COLLATE "C"
+""")
+_SET_DEFAULT = text("""
+    INSERT INTO identity.work_app_slack_agent_defaults (
+        tenant_id, workspace_id, channel_id, project_id, agent_id, grants_access, set_by_user_id)
+    SELECT w.tenant_id, w.id, :channel_id, :project_id, :agent_id, :grants_access,
+        (SELECT u.id FROM identity."user" AS u WHERE u.id = :set_by)
+    FROM identity.work_app_slack_workspaces AS w
+    WHERE w.tenant_id = :tenant_id AND w.id = :workspace_id
+    ON CONFLICT (tenant_id, workspace_id, channel_id) DO UPDATE
+    SET project_id = excluded.project_id, agent_id = excluded.agent_id,
+        grants_access = excluded.grants_access, set_by_user_id = excluded.set_by_user_id,
+        updated_at = clock_timestamp()
+    RETURNING channel_id
+""")
+_REMOVE_DEFAULT = text("""
+    DELETE FROM identity.work_app_slack_agent_defaults
+    WHERE tenant_id = :tenant_id AND workspace_id = :workspace_id AND channel_id = :channel_id
+""")
+
+# One Slack user, however sighted: in their own team, or anywhere in their Enterprise.
+_SAME_SLACK_USER = """
+    tenant_id = :tenant_id AND client_id = :client_id AND slack_user_id = :slack_user_id
+    AND (slack_team_id = :team_id
+         OR (:enterprise_id <> '' AND slack_enterprise_id = :enterprise_id))
+"""
+_RECENT_CODES = text(f"""
+    SELECT created_at + CAST(:window AS interval) - clock_timestamp() AS due_in
+    FROM identity.work_app_slack_account_link_codes
+    WHERE {_SAME_SLACK_USER} AND created_at > clock_timestamp() - CAST(:window AS interval)
+    ORDER BY created_at DESC LIMIT :limit
+""")  # noqa: S608 - Only constants of this module are put together.
+_END_CODES_OF_SLACK_USER = text(f"""
+    UPDATE identity.work_app_slack_account_link_codes
+    SET expires_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE {_SAME_SLACK_USER} AND used_at IS NULL AND expires_at > clock_timestamp()
+""")  # noqa: S608 - Only constants of this module are put together.
+_INSERT_CODE = text("""
+    INSERT INTO identity.work_app_slack_account_link_codes (
+        tenant_id, id, client_id, slack_team_id, slack_user_id, slack_enterprise_id,
+        link_code_hash, workspace_id, slack_display_name, slack_email,
+        created_at, updated_at, expires_at)
+    SELECT :tenant_id, :id, :client_id, :team_id, :slack_user_id, nullif(:enterprise_id, ''),
+        :code_hash, :workspace_id, :display_name, :email,
+        now.at, now.at, now.at + CAST(:life AS interval)
+    FROM (SELECT clock_timestamp() AS at) AS now
+    RETURNING expires_at
+""")
+_LIVE_CODE = f"""
+    c.link_code_hash = :code_hash AND c.used_at IS NULL AND c.expires_at > clock_timestamp()
+    AND w.tenant_id = c.tenant_id AND w.id = c.workspace_id AND {_IS_CLAIMED}
+"""
+_CODE_COLUMNS = """
+    c.tenant_id, c.workspace_id, c.slack_team_id, c.slack_user_id,
+    coalesce(c.slack_enterprise_id, '') AS enterprise_id,
+    c.slack_display_name, c.slack_email, c.expires_at
+"""
+_FIND_CODE = text(f"""
+    SELECT {_CODE_COLUMNS}
+    FROM identity.work_app_slack_account_link_codes AS c, identity.work_app_slack_workspaces AS w
+    WHERE {_LIVE_CODE}
+""")  # noqa: S608 - Only constants of this module are put together.
+_SPEND_CODE = text(f"""
+    UPDATE identity.work_app_slack_account_link_codes AS c
+    SET used_at = clock_timestamp(), used_by_user_id = :user_id, updated_at = clock_timestamp(),
+        slack_display_name = '', slack_email = ''
+    FROM identity.work_app_slack_workspaces AS w
+    WHERE {_LIVE_CODE} AND c.tenant_id = :tenant_id
+    RETURNING {_CODE_COLUMNS}
+""")  # noqa: S608 - Only constants of this module are put together.
+
+_MAPPING_COLUMNS = """
+    m.id, m.tenant_id, m.workspace_id, m.slack_team_id, m.slack_user_id,
+    coalesce(m.slack_enterprise_id, '') AS enterprise_id,
+    m.inkeep_user_id, u.name, u.email, m.created_at, m.last_used_at
+"""
+_MAPPINGS = """
+    identity.work_app_slack_user_mappings AS m
+    JOIN identity."user" AS u ON u.id = m.inkeep_user_id
+"""
+_FIND_MAPPING = text(f"""
+    SELECT {_MAPPING_COLUMNS} FROM {_MAPPINGS}
+    WHERE {_SAME_SLACK_USER}
+    ORDER BY (m.slack_team_id = :team_id) DESC LIMIT 1
+""")  # noqa: S608 - Only constants of this module are put together.
+_INSERT_MAPPING = text("""
+    INSERT INTO identity.work_app_slack_user_mappings (
+        tenant_id, id, client_id, slack_team_id, slack_user_id, slack_enterprise_id,
+        inkeep_user_id, workspace_id, created_at, updated_at)
+    VALUES (
+        :tenant_id, :id, :client_id, :team_id, :slack_user_id, nullif(:enterprise_id, ''),
+        :user_id, :workspace_id, clock_timestamp(), clock_timestamp())
+""")
+_LIST_MAPPINGS = text(f"""
+    SELECT {_MAPPING_COLUMNS} FROM {_MAPPINGS}
+    WHERE m.tenant_id = :tenant_id AND m.workspace_id = :workspace_id
+      AND (CAST(:user_id AS text) IS NULL OR m.inkeep_user_id = :user_id)
+      AND (CAST(:after_at AS timestamptz) IS NULL
+           OR (m.created_at, m.id) < (CAST(:after_at AS timestamptz), :after_id))
+    ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
+""")  # noqa: S608 - Only constants of this module are put together.
+_REMOVE_MAPPING = text("""
+    DELETE FROM identity.work_app_slack_user_mappings
+    WHERE tenant_id = :tenant_id AND id = :id
+      AND (CAST(:user_id AS text) IS NULL OR inkeep_user_id = :user_id)
+""")
+_USE_MAPPING = text("""
+    UPDATE identity.work_app_slack_user_mappings
+    SET last_used_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE tenant_id = :tenant_id AND id = :id
+""")
+_READY = text("SELECT 1 FROM identity.organization LIMIT 1")
+
+
+class PostgresStore:
+    """Every store of identity over one engine; what each promises is said at its port."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def require_ready(self) -> None:
+        """Read one row.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer, or has no tables.
+        """
+        async with self._transaction() as connection:
+            await connection.execute(_READY)
+
+    # People.
+
+    async def remember(self, person: Person, tenant: Tenant) -> None:
+        """Keep an account and an organization."""
+        async with self._transaction() as connection:
+            await _remember(connection, person, tenant)
+
+    async def forget_user(self, user_id: UserId) -> int:
+        """Remove an account and everything that stands on it."""
+        async with self._transaction() as connection:
+            of = {"user_id": user_id}
+            await connection.execute(_FORGET_CODES, of)
+            removed = await _count(connection, _FORGET_MAPPINGS_OF_USER, of)
+            await connection.execute(_FORGET_USER, of)
+            return removed
+
+    async def forget_organization(self, tenant_id: TenantId) -> int:
+        """Remove an organization and everything that stands on it."""
+        async with self._transaction() as connection:
+            of = {"tenant_id": tenant_id}
+            removed = await _count(connection, _FORGET_MAPPINGS_OF_TENANT, of)
+            await connection.execute(_FORGET_TENANT, of)
+            return removed
+
+    # Workspaces.
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Claim a workspace for a tenant."""
+        key = claim.key
+        of = {
+            "client_id": CLIENT_ID,
+            "tenant_id": claim.tenant_id,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "is_org": key.is_enterprise_install,
+        }
+        async with self._transaction() as connection:
+            for name in sorted({key.slot, key.enterprise_id} - {""}):
+                await connection.execute(_LOCK, {"name": f"claim:{name}"})
+            if await _find(connection, _KNOWS_TENANT, {"tenant_id": claim.tenant_id}) is None:
+                raise OrganizationNotFound
+            rivals = (await connection.execute(_RIVALS, of)).mappings().all()
+            if any(rival["status"] != WorkspaceStatus.UNINSTALLED for rival in rivals):
+                raise WorkspaceTaken
+            for rival in rivals:
+                # A team's claim ends nothing of the Enterprise around it.
+                if rival["slack_team_id"] == key.slot or key.is_enterprise_install:
+                    named = {"tenant_id": rival["tenant_id"], "id": rival["id"]}
+                    await connection.execute(_DROP_WORKSPACE, named)
+            before = await _find(connection, _STATUS_BEFORE, of)
+            row = (await connection.execute(_CLAIM, _claim_values(claim))).mappings().one()
+        was_claimed = before is not None and before["status"] != WorkspaceStatus.UNINSTALLED
+        return Claimed(_counted_workspace(row), was_claimed)
+
+    async def release(self, key: WorkspaceKey, installation_id: UUID) -> bool:
+        """End a claim and its open link codes."""
+        of = {
+            "client_id": CLIENT_ID,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "installation_id": installation_id,
+        }
+        async with self._transaction() as connection:
+            row = await _find(connection, _RELEASE, of)
+            if row is None:
+                return False
+            ended = {"tenant_id": row["tenant_id"], "workspace_id": row["id"]}
+            await connection.execute(_END_CODES_OF_WORKSPACE, ended)
+            return True
+
+    async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
+        """Find the claim on exactly this install."""
+        of = {
+            "client_id": CLIENT_ID,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "app_id": key.app_id,
+        }
+        async with self._transaction() as connection:
+            row = await _find(connection, _FIND_WORKSPACE, of)
+        return _workspace(row) if row else None
+
+    async def get_workspace(
+        self, tenant_id: TenantId, workspace_id: WorkspaceId
+    ) -> CountedWorkspace:
+        """Get a claim of the tenant."""
+        of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
+        async with self._transaction() as connection:
+            row = await _find(connection, _GET_WORKSPACE, of)
+        if row is None:
+            raise WorkspaceNotFound
+        return _counted_workspace(row)
+
+    async def list_workspaces(self, tenant_id: TenantId) -> list[CountedWorkspace]:
+        """List the tenant's claims, newest first."""
+        async with self._transaction() as connection:
+            rows = await connection.execute(_LIST_WORKSPACES, {"tenant_id": tenant_id})
+            return [_counted_workspace(row) for row in rows.mappings()]
+
+    async def list_agent_defaults(
+        self, tenant_id: TenantId, workspace_id: WorkspaceId
+    ) -> list[AgentDefault]:
+        """List the default agents of a workspace, the workspace's own first."""
+        of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
+        async with self._transaction() as connection:
+            rows = await connection.execute(_LIST_DEFAULTS, of)
+            return [
+                AgentDefault(
+                    channel_id=row["channel_id"],
+                    agent=Agent(row["project_id"], row["agent_id"]),
+                    grants_access=row["grants_access"],
+                )
+                for row in rows.mappings()
+            ]
+
+    async def set_agent_default(
+        self,
+        tenant_id: TenantId,
+        workspace_id: WorkspaceId,
+        agent_default: AgentDefault,
+        set_by: UserId,
+    ) -> None:
+        """Set the default agent of a place."""
+        values = {
+            "tenant_id": tenant_id,
+            "workspace_id": workspace_id,
+            "channel_id": agent_default.channel_id,
+            "project_id": agent_default.agent.project_id,
+            "agent_id": agent_default.agent.agent_id,
+            "grants_access": agent_default.grants_access,
+            "set_by": set_by,
+        }
+        async with self._transaction() as connection:
+            if await _find(connection, _SET_DEFAULT, values) is None:
+                raise WorkspaceNotFound
+
+    async def remove_agent_default(
+        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str
+    ) -> None:
+        """Remove the default agent of a place."""
+        of = {"tenant_id": tenant_id, "workspace_id": workspace_id, "channel_id": channel_id}
+        async with self._transaction() as connection:
+            await connection.execute(_REMOVE_DEFAULT, of)
+
+    # Links.
+
+    async def create_link_code(
+        self, code: NewLinkCode, *, life: timedelta, limit: int, window: timedelta
+    ) -> datetime:
+        """Store a link code and end the Slack user's older ones."""
+        of = _slack_user_values(code.tenant_id, code.slack_user)
+        async with self._transaction() as connection:
+            await _lock_slack_user(connection, code.tenant_id, code.slack_user.user_id)
+            if await _find(connection, _FIND_MAPPING, of):
+                raise UserAlreadyLinked
+            recent = await connection.execute(
+                _RECENT_CODES, {**of, "window": window, "limit": limit}
+            )
+            waits = [row["due_in"] for row in recent.mappings()]
+            if len(waits) >= limit:
+                raise TooManyLinkCodes(retry_after=max(waits[-1], timedelta()))
+            await connection.execute(_END_CODES_OF_SLACK_USER, of)
+            values = {
+                **of,
+                "id": code.code_id,
+                "code_hash": code.code_hash,
+                "workspace_id": code.workspace_id,
+                "display_name": code.display_name,
+                "email": code.email,
+                "life": life,
+            }
+            row = (await connection.execute(_INSERT_CODE, values)).mappings().one()
+            expires_at: datetime = row["expires_at"]
+            return expires_at
+
+    async def find_link_code(self, code_hash: CodeHash) -> LinkCode | None:
+        """Find a code that works now."""
+        async with self._transaction() as connection:
+            row = await _find(connection, _FIND_CODE, {"code_hash": code_hash})
+        return _link_code(row) if row else None
+
+    async def redeem_link_code(
+        self, code_hash: CodeHash, session: Session, mapping_id: MappingId
+    ) -> bool:
+        """Spend a code and link its Slack user to the session's account."""
+        person, tenant = session.person, session.tenant
+        async with self._transaction() as connection:
+            seen = await _find(connection, _FIND_CODE, {"code_hash": code_hash})
+            if seen is None or seen["tenant_id"] != tenant.tenant_id:
+                raise LinkCodeSpent
+            # Before the code's row, in the order in which a new code takes them.
+            await _lock_slack_user(connection, tenant.tenant_id, seen["slack_user_id"])
+            await _remember(connection, person, tenant)
+            spend = {
+                "code_hash": code_hash,
+                "tenant_id": tenant.tenant_id,
+                "user_id": person.user_id,
+            }
+            spent = await _find(connection, _SPEND_CODE, spend)
+            if spent is None:
+                raise LinkCodeSpent
+            code = _link_code(spent)
+            of = _slack_user_values(code.tenant_id, code.slack_user)
+            existing = await _find(connection, _FIND_MAPPING, of)
+            if existing is not None:
+                if existing["inkeep_user_id"] != person.user_id:
+                    raise UserLinkedElsewhere
+                return True
+            values = {
+                **of,
+                "id": mapping_id,
+                "user_id": person.user_id,
+                "workspace_id": code.workspace_id,
+            }
+            await connection.execute(_INSERT_MAPPING, values)
+            return False
+
+    async def find_mapping(self, tenant_id: TenantId, slack_user: SlackUser) -> UserMapping | None:
+        """Find the link of a Slack user in a tenant."""
+        async with self._transaction() as connection:
+            row = await _find(connection, _FIND_MAPPING, _slack_user_values(tenant_id, slack_user))
+        return _mapping(row) if row else None
+
+    async def list_mappings(
+        self,
+        tenant_id: TenantId,
+        workspace_id: WorkspaceId,
+        *,
+        of_user: UserId | None,
+        after: MappingCursor | None,
+        limit: int,
+    ) -> list[UserMapping]:
+        """List the links made in a workspace, newest first."""
+        of = {
+            "tenant_id": tenant_id,
+            "workspace_id": workspace_id,
+            "user_id": of_user,
+            "after_at": after.linked_at if after else None,
+            "after_id": after.mapping_id if after else "",
+            "limit": limit,
+        }
+        async with self._transaction() as connection:
+            rows = await connection.execute(_LIST_MAPPINGS, of)
+            return [_mapping(row) for row in rows.mappings()]
+
+    async def remove_mapping(
+        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None
+    ) -> bool:
+        """Remove a link of the tenant."""
+        of = {"tenant_id": tenant_id, "id": mapping_id, "user_id": of_user}
+        async with self._transaction() as connection:
+            return await _count(connection, _REMOVE_MAPPING, of) > 0
+
+    async def use_mapping(self, tenant_id: TenantId, mapping_id: MappingId) -> bool:
+        """Note that a token is issued for a link."""
+        of = {"tenant_id": tenant_id, "id": mapping_id}
+        async with self._transaction() as connection:
+            return await _count(connection, _USE_MAPPING, of) > 0
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Commit what the block did, or nothing when it raises."""
+        with database_errors(DatabaseUnavailable):
+            async with self._engine.begin() as connection:
+                yield connection
+
+
+async def _find(
+    connection: AsyncConnection, statement: TextClause, values: Mapping[str, Any]
+) -> RowMapping | None:
+    return (await connection.execute(statement, dict(values))).mappings().first()
+
+
+async def _count(
+    connection: AsyncConnection, statement: TextClause, values: Mapping[str, Any]
+) -> int:
+    return (await connection.execute(statement, dict(values))).rowcount
+
+
+async def _remember(connection: AsyncConnection, person: Person, tenant: Tenant) -> None:
+    who = {"user_id": person.user_id, "name": person.name, "email": person.email}
+    await connection.execute(_REMEMBER_PERSON, who)
+    where = {"tenant_id": tenant.tenant_id, "name": tenant.name}
+    await connection.execute(_REMEMBER_TENANT, where)
+
+
+async def _lock_slack_user(connection: AsyncConnection, tenant_id: str, slack_user_id: str) -> None:
+    await connection.execute(_LOCK, {"name": f"link:{tenant_id}:{slack_user_id}"})
+
+
+def _claim_values(claim: Claim) -> dict[str, Any]:
+    nango = claim.nango
+    return {
+        "tenant_id": claim.tenant_id,
+        "id": claim.workspace_id,
+        "client_id": CLIENT_ID,
+        "slot": claim.key.slot,
+        "enterprise_id": claim.key.enterprise_id,
+        "app_id": claim.key.app_id,
+        "provider_key": nango.provider_config_key if nango else _DIRECT_PROVIDER_KEY,
+        "connection_id": nango.connection_id if nango else f"vault:{claim.installation_id}",
+        "installed_by": claim.installed_by,
+        "name": claim.name,
+        "installation_id": claim.installation_id,
+    }
+
+
+def _slack_user_values(tenant_id: TenantId, slack_user: SlackUser) -> dict[str, Any]:
+    return {
+        "tenant_id": tenant_id,
+        "client_id": CLIENT_ID,
+        "team_id": slack_user.team_id,
+        "enterprise_id": slack_user.enterprise_id,
+        "slack_user_id": slack_user.user_id,
+    }
+
+
+def _workspace(row: RowMapping) -> Workspace:
+    is_org = row["slack_team_id"] == row["enterprise_id"]
+    return Workspace(
+        workspace_id=WorkspaceId(row["id"]),
+        tenant_id=TenantId(row["tenant_id"]),
+        key=WorkspaceKey(
+            enterprise_id=row["enterprise_id"],
+            team_id="" if is_org else row["slack_team_id"],
+            app_id=row["app_id"],
+        ),
+        name=row["name"],
+        status=WorkspaceStatus(row["status"]),
+        created_at=row["created_at"],
+    )
+
+
+def _counted_workspace(row: RowMapping) -> CountedWorkspace:
+    return CountedWorkspace(_workspace(row), row["linked_users"])
+
+
+def _link_code(row: RowMapping) -> LinkCode:
+    return LinkCode(
+        tenant_id=TenantId(row["tenant_id"]),
+        workspace_id=WorkspaceId(row["workspace_id"]),
+        slack_user=_slack_user(row),
+        display_name=row["slack_display_name"],
+        email=row["slack_email"],
+        expires_at=row["expires_at"],
+    )
+
+
+def _mapping(row: RowMapping) -> UserMapping:
+    return UserMapping(
+        mapping_id=MappingId(row["id"]),
+        tenant_id=TenantId(row["tenant_id"]),
+        workspace_id=WorkspaceId(row["workspace_id"]),
+        slack_user=_slack_user(row),
+        person=Person(UserId(row["inkeep_user_id"]), row["name"], row["email"]),
+        linked_at=row["created_at"],
+        last_used_at=row["last_used_at"],
+    )
+
+
+def _slack_user(row: RowMapping) -> SlackUser:
+    return SlackUser(row["slack_team_id"], row["enterprise_id"], row["slack_user_id"])

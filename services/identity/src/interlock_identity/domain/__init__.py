@@ -1,0 +1,1 @@
+"""What identity knows: people, workspaces, links and agents, as values."""

@@ -1,0 +1,52 @@
+"""The table of callers: every RPC has a row, and every row its reason."""
+
+from interlock_chassis.callers import may_call, require_complete
+from interlock_identity.rpc import CALLERS
+
+_SERVICES = [
+    f"interlock.identity.v1.{name}Service"
+    for name in ("Session", "Link", "Workspace", "Subject", "Offboarding")
+]
+_WORKERS = {
+    "CreateLinkCode",
+    "UnlinkSelf",
+    "ResolveUser",
+    "IssueUserToken",
+    "ResolveAgent",
+    "RenewGrant",
+}
+_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace"}
+_OPERATORS = {"ForgetUser", "ForgetOrganization"}
+
+
+def test_every_rpc_has_a_row() -> None:
+    """An RPC that nobody thought about would stop the start."""
+    require_complete(CALLERS, _SERVICES)
+
+
+def test_each_rpc_has_exactly_one_kind_of_caller() -> None:
+    """What proves a browser is not called by the worker, nor the other way round."""
+    for method in CALLERS:
+        name = method.rpartition("/")[2]
+        allowed = {
+            caller
+            for caller in (
+                "gateway-edge",
+                "gateway-worker",
+                "token-vault",
+                "runner",
+                "operator",
+                "identity",
+                "app/reports",
+                "",
+            )
+            if may_call(CALLERS, method, caller)
+        }
+        if name in _WORKERS:
+            assert allowed == {"gateway-worker"}, name
+        elif name in _VAULTS:
+            assert allowed == {"token-vault"}, name
+        elif name in _OPERATORS:
+            assert allowed == {"operator"}, name
+        else:
+            assert allowed == {"gateway-edge"}, name

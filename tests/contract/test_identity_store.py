@@ -1,0 +1,708 @@
+"""What identity's stores promise, asked of the one in memory and of Postgres."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from interlock_chassis.database import open_engine
+from interlock_chassis.errors import ServiceError
+from interlock_cli.scratch_databases import ScratchDatabases
+from interlock_identity.adapters.memory import ManualClock, MemoryStore
+from interlock_identity.adapters.postgres import PostgresStore
+from interlock_identity.domain.agents import Agent, AgentDefault
+from interlock_identity.domain.linking import (
+    CodeHash,
+    LinkCodeId,
+    MappingCursor,
+    MappingId,
+    NewLinkCode,
+    SlackUser,
+    UserMapping,
+    hash_link_code,
+)
+from interlock_identity.domain.people import Person, Role, Session, Tenant, TenantId, UserId
+from interlock_identity.domain.workspaces import (
+    Claim,
+    NangoConnection,
+    Workspace,
+    WorkspaceId,
+    WorkspaceKey,
+    WorkspaceStatus,
+)
+from interlock_identity.linking import (
+    LINK_CODE_LIFE,
+    LINK_CODE_LIMIT,
+    LINK_CODE_WINDOW,
+    LinkCodeSpent,
+    TooManyLinkCodes,
+    UserAlreadyLinked,
+    UserLinkedElsewhere,
+)
+from interlock_identity.migrations import DATABASE
+from interlock_identity.workspaces import (
+    OrganizationNotFound,
+    WorkspaceNotFound,
+    WorkspaceTaken,
+)
+
+NORTHWIND = Tenant(TenantId("northwind"), "Northwind")
+CONTOSO = Tenant(TenantId("contoso"), "Contoso")
+ADA = Person(UserId("user_ada"), "Ada", "ada@northwind.example")
+MIA = Person(UserId("user_mia"), "Mia", "mia@northwind.example")
+OLGA = Person(UserId("user_olga"), "Olga", "olga@contoso.example")
+TEAM = WorkspaceKey("", "T0TEAM", "A0APP")
+ENTERPRISE = WorkspaceKey("E0GRID", "", "A0APP")
+GRID_TEAM = WorkspaceKey("E0GRID", "T0GRID1", "A0APP")
+OTHER_GRID_TEAM = WorkspaceKey("E0GRID", "T0GRID2", "A0APP")
+MIA_IN_SLACK = SlackUser("T0TEAM", "", "U0MIA")
+MINUTE = timedelta(minutes=1)
+
+Store = MemoryStore | PostgresStore
+
+
+@dataclass
+class Stage:
+    """A store, a way to let its time pass, and one to write a link past it."""
+
+    store: Store
+    advance: Callable[[timedelta], Awaitable[None]]
+    plant: Callable[[UserMapping], Awaitable[None]]
+
+
+def _session(person: Person, tenant: Tenant) -> Session:
+    return Session(person, tenant, Role.MEMBER, "ref")
+
+
+ADA_AT_NORTHWIND = _session(ADA, NORTHWIND)
+MIA_AT_NORTHWIND = _session(MIA, NORTHWIND)
+OLGA_AT_CONTOSO = _session(OLGA, CONTOSO)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    """Give an empty store with two known organizations."""
+    if request.param == "memory":
+        stage = _memory_stage()
+        await _introduce(stage.store)
+        yield stage
+        return
+    cluster: ScratchDatabases = request.getfixturevalue("cluster")
+    urls = await cluster.database(DATABASE)
+    owner = await asyncpg.connect(urls.owner.reveal())
+    try:
+        async with open_engine(urls.roles["interlock_identity"], application="test") as engine:
+            stage = _postgres_stage(PostgresStore(engine), owner)
+            await _introduce(stage.store)
+            yield stage
+    finally:
+        await owner.close()
+
+
+def _memory_stage() -> Stage:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+
+    async def advance(by: timedelta) -> None:
+        clock.advance(by)
+
+    async def plant(mapping: UserMapping) -> None:
+        store._mappings[mapping.mapping_id] = mapping
+
+    return Stage(store, advance, plant)
+
+
+def _postgres_stage(store: PostgresStore, owner: "asyncpg.Connection[asyncpg.Record]") -> Stage:
+    async def advance(by: timedelta) -> None:
+        """Make every code older; links take the order in which they are made."""
+        await owner.execute(
+            "UPDATE identity.work_app_slack_account_link_codes"
+            " SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval",
+            by,
+        )
+
+    async def plant(mapping: UserMapping) -> None:
+        await owner.execute(
+            "INSERT INTO identity.work_app_slack_user_mappings (tenant_id, id, slack_team_id,"
+            " slack_user_id, inkeep_user_id, workspace_id, created_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            mapping.tenant_id,
+            mapping.mapping_id,
+            mapping.slack_user.team_id,
+            mapping.slack_user.user_id,
+            mapping.person.user_id,
+            mapping.workspace_id,
+            mapping.linked_at,
+        )
+
+    return Stage(store, advance, plant)
+
+
+async def _introduce(store: Store) -> None:
+    await store.remember(ADA, NORTHWIND)
+    await store.remember(OLGA, CONTOSO)
+
+
+def _claim(tenant: Tenant, key: WorkspaceKey, installation_id: UUID | None = None) -> Claim:
+    return Claim(
+        workspace_id=WorkspaceId(f"wsw_{uuid4().hex}"),
+        tenant_id=tenant.tenant_id,
+        key=key,
+        name="Acme",
+        installation_id=installation_id or uuid4(),
+        installed_by=ADA.user_id,
+        nango=None,
+    )
+
+
+async def _claimed(store: Store, tenant: Tenant, key: WorkspaceKey) -> Workspace:
+    return (await store.claim(_claim(tenant, key))).workspace.workspace
+
+
+def _code(workspace: Workspace, text: str, slack_user: SlackUser = MIA_IN_SLACK) -> NewLinkCode:
+    return NewLinkCode(
+        code_id=LinkCodeId(f"wslc_{uuid4().hex}"),
+        code_hash=hash_link_code(text),
+        tenant_id=workspace.tenant_id,
+        workspace_id=workspace.workspace_id,
+        slack_user=slack_user,
+        display_name="Mia",
+        email="mia@northwind.example",
+    )
+
+
+async def _create(store: Store, code: NewLinkCode) -> CodeHash:
+    await store.create_link_code(
+        code, life=LINK_CODE_LIFE, limit=LINK_CODE_LIMIT, window=LINK_CODE_WINDOW
+    )
+    return code.code_hash
+
+
+_numbers = count()
+
+
+async def _link(
+    store: Store,
+    workspace: Workspace,
+    session: Session = MIA_AT_NORTHWIND,
+    slack_user: SlackUser = MIA_IN_SLACK,
+) -> UserMapping:
+    code_hash = await _create(store, _code(workspace, f"code {next(_numbers)}", slack_user))
+    await store.redeem_link_code(code_hash, session, MappingId(f"wsum_{uuid4().hex}"))
+    mapping = await store.find_mapping(workspace.tenant_id, slack_user)
+    assert mapping is not None
+    return mapping
+
+
+async def _refusal(work: Awaitable[object]) -> type[ServiceError] | None:
+    try:
+        await work
+    except ServiceError as error:
+        return type(error)
+    return None
+
+
+# Claims.
+
+
+async def test_a_claim_is_found_by_its_install_and_by_its_tenant(stage: Stage) -> None:
+    """A fresh claim is active and says what was claimed."""
+    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM))
+    workspace = claimed.workspace.workspace
+    assert not claimed.was_claimed
+    assert (workspace.key, workspace.tenant_id) == (TEAM, NORTHWIND.tenant_id)
+    assert workspace.status is WorkspaceStatus.ACTIVE
+    assert await stage.store.find_workspace(TEAM) == workspace
+    assert await stage.store.list_workspaces(NORTHWIND.tenant_id) == [claimed.workspace]
+    found = await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
+    assert found == claimed.workspace
+
+
+async def test_the_same_tenant_may_claim_again(stage: Stage) -> None:
+    """A reinstall keeps the claim's id and takes the newer facts."""
+    first = await _claimed(stage.store, NORTHWIND, TEAM)
+    again = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), name="Acme Inc."))
+    assert again.was_claimed
+    assert again.workspace.workspace == replace(first, name="Acme Inc.")
+
+
+async def test_another_tenants_workspace_is_taken(stage: Stage) -> None:
+    """A second tenant is refused and the first one's claim stays as it was."""
+    first = await _claimed(stage.store, NORTHWIND, TEAM)
+    with pytest.raises(WorkspaceTaken):
+        await stage.store.claim(_claim(CONTOSO, TEAM))
+    # Naming an Enterprise around it does not help.
+    with pytest.raises(WorkspaceTaken):
+        await stage.store.claim(_claim(CONTOSO, replace(TEAM, enterprise_id="E0GRID")))
+    assert await stage.store.find_workspace(TEAM) == first
+
+
+@pytest.mark.parametrize("order", [(ENTERPRISE, GRID_TEAM), (GRID_TEAM, ENTERPRISE)])
+async def test_an_enterprise_and_a_team_in_it_exclude_each_other(
+    stage: Stage, order: tuple[WorkspaceKey, WorkspaceKey]
+) -> None:
+    """Two tenants cannot hold an org-wide install and a team inside it, in either order."""
+    first, second = order
+    await stage.store.claim(_claim(NORTHWIND, first))
+    with pytest.raises(WorkspaceTaken):
+        await stage.store.claim(_claim(CONTOSO, second))
+    assert not (await stage.store.claim(_claim(NORTHWIND, second))).was_claimed
+
+
+async def test_teams_of_one_enterprise_may_have_different_tenants(stage: Stage) -> None:
+    """Only org-wide installs exclude; two teams of an Enterprise do not meet."""
+    await stage.store.claim(_claim(NORTHWIND, GRID_TEAM))
+    await stage.store.claim(_claim(CONTOSO, OTHER_GRID_TEAM))
+    found = await stage.store.find_workspace(OTHER_GRID_TEAM)
+    assert found is not None
+    assert found.tenant_id == CONTOSO.tenant_id
+
+
+async def test_of_two_tenants_at_once_one_gets_the_enterprise(stage: Stage) -> None:
+    """Org-wide and team claims that race are decided one after the other."""
+    races = [(f"E0GRID{number}", f"T0GRID{number}") for number in range(20)]
+    keys = [
+        (tenant, WorkspaceKey(enterprise_id, team_id, "A0APP"))
+        for enterprise_id, own_team_id in races
+        for tenant, team_id in ((NORTHWIND, ""), (CONTOSO, own_team_id))
+    ]
+    # Ten open connections, so that what follows really runs at once.
+    await asyncio.gather(*(stage.store.find_workspace(TEAM) for _ in range(10)))
+    refusals = await asyncio.gather(
+        *(_refusal(stage.store.claim(_claim(tenant, key))) for tenant, key in keys)
+    )
+    for org_wide, team in zip(refusals[::2], refusals[1::2], strict=True):
+        assert {org_wide, team} == {None, WorkspaceTaken}
+
+
+async def test_an_unknown_organization_claims_nothing(stage: Stage) -> None:
+    """A tenant that was forgotten, or never seen, gets no workspace."""
+    with pytest.raises(OrganizationNotFound):
+        await stage.store.claim(_claim(Tenant(TenantId("nobody"), ""), TEAM))
+    assert await stage.store.find_workspace(TEAM) is None
+
+
+async def test_an_unknown_installer_does_not_stop_a_claim(stage: Stage) -> None:
+    """An account that was forgotten during its install leaves the claim without an installer."""
+    claim = replace(_claim(NORTHWIND, TEAM), installed_by=UserId("gone"))
+    assert not (await stage.store.claim(claim)).was_claimed
+
+
+async def test_a_nango_install_is_claimed_like_any_other(stage: Stage) -> None:
+    """Where the credential comes from changes nothing about the claim."""
+    nango = NangoConnection("work-apps-slack", "connection 1")
+    claimed = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), nango=nango))
+    assert claimed.workspace.workspace.key == TEAM
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(TEAM, enterprise_id="E0GRID"),
+        replace(TEAM, app_id="A0OTHER"),
+        replace(TEAM, team_id="T0OTHER"),
+        WorkspaceKey("T0TEAM", "", "A0APP"),
+    ],
+)
+async def test_a_claim_is_found_by_its_whole_key_only(stage: Stage, other: WorkspaceKey) -> None:
+    """No lookup falls back to the team alone."""
+    await stage.store.claim(_claim(NORTHWIND, TEAM))
+    assert await stage.store.find_workspace(other) is None
+
+
+async def test_a_claim_is_hidden_from_other_tenants(stage: Stage) -> None:
+    """Another tenant cannot get or list a workspace, even by its id."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    with pytest.raises(WorkspaceNotFound):
+        await stage.store.get_workspace(CONTOSO.tenant_id, workspace.workspace_id)
+    assert await stage.store.list_workspaces(CONTOSO.tenant_id) == []
+
+
+async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) -> None:
+    """A late release of an older install leaves the newer claim; a repeated one does nothing."""
+    old, new = uuid4(), uuid4()
+    await stage.store.claim(_claim(NORTHWIND, TEAM, old))
+    workspace = (await stage.store.claim(_claim(NORTHWIND, TEAM, new))).workspace.workspace
+    assert not await stage.store.release(TEAM, old)
+    assert await stage.store.find_workspace(TEAM) is not None
+    assert not await stage.store.release(replace(TEAM, enterprise_id="E0GRID"), new)
+    assert await stage.store.release(replace(TEAM, app_id=""), new)
+    assert not await stage.store.release(TEAM, new)
+    assert await stage.store.find_workspace(TEAM) is None
+    assert await stage.store.list_workspaces(NORTHWIND.tenant_id) == []
+    with pytest.raises(WorkspaceNotFound):
+        await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
+
+
+async def _release(store: Store, tenant: Tenant, key: WorkspaceKey) -> Workspace:
+    """Claim, link Mia, set a default, and release."""
+    installation_id = uuid4()
+    claimed = await store.claim(_claim(tenant, key, installation_id))
+    workspace = claimed.workspace.workspace
+    slack_user = SlackUser(key.slot, key.enterprise_id, "U0MIA")
+    await _link(store, workspace, _session(MIA, tenant), slack_user)
+    chosen = AgentDefault("", Agent("docs", "helper"), grants_access=False)
+    await store.set_agent_default(tenant.tenant_id, workspace.workspace_id, chosen, ADA.user_id)
+    assert await store.release(key, installation_id)
+    return workspace
+
+
+async def test_a_reinstall_by_the_same_tenant_finds_everything_again(stage: Stage) -> None:
+    """Links and defaults outlive an uninstall that is undone."""
+    before = await _release(stage.store, NORTHWIND, TEAM)
+    again = await stage.store.claim(_claim(NORTHWIND, TEAM))
+    assert not again.was_claimed
+    assert again.workspace.workspace.workspace_id == before.workspace_id
+    assert again.workspace.linked_users == 1
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is not None
+    assert await stage.store.list_agent_defaults(NORTHWIND.tenant_id, before.workspace_id)
+
+
+@pytest.mark.parametrize(
+    ("released", "claimed"), [(TEAM, TEAM), (ENTERPRISE, ENTERPRISE), (GRID_TEAM, ENTERPRISE)]
+)
+async def test_a_claim_by_another_tenant_ends_what_the_first_one_left(
+    stage: Stage, released: WorkspaceKey, claimed: WorkspaceKey
+) -> None:
+    """Nothing of a former owner survives in a workspace that somebody else claims."""
+    before = await _release(stage.store, NORTHWIND, released)
+    slack_user = SlackUser(released.slot, released.enterprise_id, "U0MIA")
+    assert not (await stage.store.claim(_claim(CONTOSO, claimed))).was_claimed
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, slack_user) is None
+    assert await stage.store.find_mapping(CONTOSO.tenant_id, slack_user) is None
+    defaults = await stage.store.list_agent_defaults(NORTHWIND.tenant_id, before.workspace_id)
+    assert defaults == []
+
+
+async def test_a_team_claim_ends_nothing_of_the_enterprise_around_it(stage: Stage) -> None:
+    """A released org-wide install keeps its links when another tenant claims one team."""
+    await _release(stage.store, NORTHWIND, ENTERPRISE)
+    await stage.store.claim(_claim(CONTOSO, GRID_TEAM))
+    slack_user = SlackUser("E0GRID", "E0GRID", "U0MIA")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, slack_user) is not None
+
+
+# Link codes.
+
+
+async def test_a_code_works_for_its_hour_and_not_at_the_end_of_it(stage: Stage) -> None:
+    """The first instant of expiry is already too late."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code = _code(workspace, "one")
+    expires_at = await stage.store.create_link_code(
+        code, life=LINK_CODE_LIFE, limit=LINK_CODE_LIMIT, window=LINK_CODE_WINDOW
+    )
+    found = await stage.store.find_link_code(code.code_hash)
+    assert found is not None
+    assert found.expires_at == expires_at
+    assert (found.slack_user, found.email) == (MIA_IN_SLACK, "mia@northwind.example")
+    await stage.advance(LINK_CODE_LIFE - MINUTE)
+    assert await stage.store.find_link_code(code.code_hash) is not None
+    await stage.advance(MINUTE)
+    assert await stage.store.find_link_code(code.code_hash) is None
+    with pytest.raises(LinkCodeSpent):
+        await stage.store.redeem_link_code(code.code_hash, MIA_AT_NORTHWIND, MappingId("m"))
+
+
+async def test_a_newer_code_ends_the_older_ones(stage: Stage) -> None:
+    """One Slack user has one code that works; other users' codes stay."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    others = await _create(
+        stage.store, _code(workspace, "other", replace(MIA_IN_SLACK, user_id="U0BEN"))
+    )
+    older = await _create(stage.store, _code(workspace, "older"))
+    newer = await _create(stage.store, _code(workspace, "newer"))
+    assert await stage.store.find_link_code(older) is None
+    assert await stage.store.find_link_code(newer) is not None
+    assert await stage.store.find_link_code(others) is not None
+
+
+async def test_of_codes_made_at_once_one_works(stage: Stage) -> None:
+    """A Slack user who asks many times at once still has one code."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    codes = [_code(workspace, f"code {number}") for number in range(12)]
+    refusals = await asyncio.gather(*(_refusal(_create(stage.store, code)) for code in codes))
+    assert refusals.count(None) == LINK_CODE_LIMIT
+    assert refusals.count(TooManyLinkCodes) == 12 - LINK_CODE_LIMIT
+    found = [await stage.store.find_link_code(code.code_hash) for code in codes]
+    assert len([each for each in found if each]) == 1
+
+
+async def test_a_slack_user_gets_few_codes_in_a_while(stage: Stage) -> None:
+    """The sixth code in ten minutes is refused, with the time when the next one is due."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _create(stage.store, _code(workspace, "first"))
+    await stage.advance(4 * MINUTE)
+    for number in range(1, LINK_CODE_LIMIT):
+        await _create(stage.store, _code(workspace, f"code {number}"))
+    with pytest.raises(TooManyLinkCodes) as refusal:
+        await _create(stage.store, _code(workspace, "too many"))
+    assert refusal.value.retry_after is not None
+    assert 5 * MINUTE < refusal.value.retry_after <= 6 * MINUTE
+    await stage.advance(6 * MINUTE)
+    assert await _create(stage.store, _code(workspace, "in time"))
+
+
+async def test_redeeming_links_and_spends(stage: Stage) -> None:
+    """A code makes its link and is gone."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code_hash = await _create(stage.store, _code(workspace, "one"))
+    assert not await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m1"))
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    assert (mapping.mapping_id, mapping.person, mapping.last_used_at) == ("m1", MIA, None)
+    assert await stage.store.find_link_code(code_hash) is None
+    with pytest.raises(LinkCodeSpent):
+        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m2"))
+
+
+async def test_of_redeems_at_once_one_succeeds(stage: Stage) -> None:
+    """Twenty redeems of one code make one link."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code_hash = await _create(stage.store, _code(workspace, "one"))
+    sessions = [MIA_AT_NORTHWIND, ADA_AT_NORTHWIND] * 10
+    refusals = await asyncio.gather(
+        *(
+            _refusal(stage.store.redeem_link_code(code_hash, session, MappingId(f"m{number}")))
+            for number, session in enumerate(sessions)
+        )
+    )
+    assert refusals.count(None) == 1
+    assert refusals.count(LinkCodeSpent) == 19
+    found = await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
+    assert found.linked_users == 1
+
+
+async def test_another_tenant_cannot_redeem_and_does_not_spend(stage: Stage) -> None:
+    """The store itself refuses a session of another tenant, and the code stays usable."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code_hash = await _create(stage.store, _code(workspace, "one"))
+    with pytest.raises(LinkCodeSpent):
+        await stage.store.redeem_link_code(code_hash, OLGA_AT_CONTOSO, MappingId("m"))
+    assert await stage.store.find_link_code(code_hash) is not None
+
+
+async def test_a_slack_user_linked_elsewhere_stays_there(stage: Stage) -> None:
+    """Another account cannot take over a link, and the code stays usable."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code_hash = await _create(stage.store, _code(workspace, "one"))
+    mapping = await _plant(stage, workspace)
+    with pytest.raises(UserLinkedElsewhere):
+        await stage.store.redeem_link_code(code_hash, ADA_AT_NORTHWIND, MappingId("m"))
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) == mapping
+    assert await stage.store.find_link_code(code_hash) is not None
+
+
+async def test_redeeming_for_the_same_account_spends_the_code(stage: Stage) -> None:
+    """A link that exists is reported, not made twice."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    code_hash = await _create(stage.store, _code(workspace, "one"))
+    mapping = await _plant(stage, workspace)
+    assert await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"))
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) == mapping
+    assert await stage.store.find_link_code(code_hash) is None
+
+
+async def _plant(stage: Stage, workspace: Workspace) -> UserMapping:
+    """Link Mia behind the store's back, as an import does, while a code of hers is open."""
+    mapping = UserMapping(
+        mapping_id=MappingId("wsum_imported"),
+        tenant_id=workspace.tenant_id,
+        workspace_id=workspace.workspace_id,
+        slack_user=MIA_IN_SLACK,
+        person=MIA,
+        linked_at=datetime(2026, 11, 24, 9, 0, tzinfo=UTC),
+        last_used_at=None,
+    )
+    await stage.store.remember(MIA, NORTHWIND)
+    await stage.plant(mapping)
+    return mapping
+
+
+async def test_a_linked_slack_user_gets_no_code(stage: Stage) -> None:
+    """Whoever is linked has nothing to redeem."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    with pytest.raises(UserAlreadyLinked):
+        await _create(stage.store, _code(workspace, "again"))
+
+
+async def test_codes_end_with_the_claim(stage: Stage) -> None:
+    """A code of a released workspace does not work, also not after a reinstall."""
+    installation_id = uuid4()
+    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM, installation_id))
+    code_hash = await _create(stage.store, _code(claimed.workspace.workspace, "one"))
+    await stage.store.release(TEAM, installation_id)
+    assert await stage.store.find_link_code(code_hash) is None
+    with pytest.raises(LinkCodeSpent):
+        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"))
+    await stage.store.claim(_claim(NORTHWIND, TEAM))
+    assert await stage.store.find_link_code(code_hash) is None
+
+
+async def test_an_unknown_code_is_spent(stage: Stage) -> None:
+    """A made-up code is answered like a used one."""
+    assert await stage.store.find_link_code(hash_link_code("made up")) is None
+    with pytest.raises(LinkCodeSpent):
+        await stage.store.redeem_link_code(
+            hash_link_code("made up"), MIA_AT_NORTHWIND, MappingId("m")
+        )
+
+
+# Links.
+
+
+async def test_a_user_of_an_enterprise_links_once(stage: Stage) -> None:
+    """The same user is found from another team of the Enterprise, but not from outside of it."""
+    workspace = await _claimed(stage.store, NORTHWIND, ENTERPRISE)
+    mapping = await _link(
+        stage.store, workspace, slack_user=SlackUser("T0GRID1", "E0GRID", "U0MIA")
+    )
+    elsewhere = SlackUser("T0GRID2", "E0GRID", "U0MIA")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, elsewhere) == mapping
+    outside = SlackUser("T0GRID2", "", "U0MIA")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, outside) is None
+
+
+async def test_the_same_user_id_in_another_team_is_another_user(stage: Stage) -> None:
+    """Outside an Enterprise a user id means nothing without its team."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    other = replace(MIA_IN_SLACK, team_id="T0OTHER")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, other) is None
+    assert await stage.store.find_mapping(CONTOSO.tenant_id, MIA_IN_SLACK) is None
+
+
+async def test_links_are_listed_newest_first_in_pages(stage: Stage) -> None:
+    """Pages follow each other without gap or repetition; one account sees its own."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    for session, user_id in [
+        (MIA_AT_NORTHWIND, "U0ONE"),
+        (ADA_AT_NORTHWIND, "U0TWO"),
+        (MIA_AT_NORTHWIND, "U0THREE"),
+    ]:
+        await stage.advance(MINUTE)
+        slack_user = replace(MIA_IN_SLACK, user_id=user_id)
+        await _link(stage.store, workspace, session, slack_user)
+    place = (NORTHWIND.tenant_id, workspace.workspace_id)
+    first = await stage.store.list_mappings(*place, of_user=None, after=None, limit=2)
+    cursor = MappingCursor(first[-1].linked_at, first[-1].mapping_id)
+    rest = await stage.store.list_mappings(*place, of_user=None, after=cursor, limit=2)
+    assert [each.slack_user.user_id for each in first + rest] == ["U0THREE", "U0TWO", "U0ONE"]
+    own = await stage.store.list_mappings(*place, of_user=ADA.user_id, after=None, limit=2)
+    assert [each.slack_user.user_id for each in own] == ["U0TWO"]
+    nowhere = await stage.store.list_mappings(
+        CONTOSO.tenant_id, workspace.workspace_id, of_user=None, after=None, limit=2
+    )
+    assert nowhere == []
+
+
+async def test_a_link_is_removed_by_its_account_or_its_tenant(stage: Stage) -> None:
+    """Another account and another tenant remove nothing."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    mapping_id = (await _link(stage.store, workspace)).mapping_id
+    tenant_id = NORTHWIND.tenant_id
+    assert not await stage.store.remove_mapping(tenant_id, mapping_id, of_user=ADA.user_id)
+    assert not await stage.store.remove_mapping(CONTOSO.tenant_id, mapping_id, of_user=None)
+    assert await stage.store.remove_mapping(tenant_id, mapping_id, of_user=MIA.user_id)
+    assert not await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None)
+    mapping_id = (await _link(stage.store, workspace)).mapping_id
+    assert await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None)
+
+
+async def test_a_use_is_noted_while_the_link_is_there(stage: Stage) -> None:
+    """A link that was removed cannot be used."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    mapping_id = (await _link(stage.store, workspace)).mapping_id
+    assert not await stage.store.use_mapping(CONTOSO.tenant_id, mapping_id)
+    assert await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id)
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    assert mapping.last_used_at is not None
+    await stage.store.remove_mapping(NORTHWIND.tenant_id, mapping_id, of_user=None)
+    assert not await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id)
+
+
+# People.
+
+
+async def test_a_link_shows_its_account_as_last_seen(stage: Stage) -> None:
+    """A changed name or address appears in links that were made before."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    renamed = replace(MIA, name="Mia C.", email="mc@northwind.example")
+    await stage.store.remember(renamed, NORTHWIND)
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    assert mapping.person == renamed
+
+
+async def test_a_forgotten_account_loses_its_links(stage: Stage) -> None:
+    """Off-boarding a person removes their links and nobody else's."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    ben = replace(MIA_IN_SLACK, user_id="U0ADA")
+    await _link(stage.store, workspace, ADA_AT_NORTHWIND, ben)
+    assert await stage.store.forget_user(MIA.user_id) == 1
+    assert await stage.store.forget_user(MIA.user_id) == 0
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is None
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, ben) is not None
+
+
+async def test_a_forgotten_organization_loses_everything(stage: Stage) -> None:
+    """Off-boarding an organization removes its claims, links and defaults."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    assert await stage.store.forget_organization(NORTHWIND.tenant_id) == 1
+    assert await stage.store.forget_organization(NORTHWIND.tenant_id) == 0
+    assert await stage.store.find_workspace(TEAM) is None
+    with pytest.raises(OrganizationNotFound):
+        await stage.store.claim(_claim(NORTHWIND, TEAM))
+    assert not (await stage.store.claim(_claim(CONTOSO, TEAM))).was_claimed
+
+
+# Default agents.
+
+
+async def test_a_default_is_set_replaced_and_removed(stage: Stage) -> None:
+    """Each place has one default; the workspace's own is listed first."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    place = (NORTHWIND.tenant_id, workspace.workspace_id)
+    channel = AgentDefault("C0HELP", Agent("support", "triage"), grants_access=True)
+    whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
+    for chosen in (channel, replace(whole, agent=Agent("docs", "old")), whole):
+        await stage.store.set_agent_default(*place, chosen, ADA.user_id)
+    assert await stage.store.list_agent_defaults(*place) == [whole, channel]
+    await stage.store.remove_agent_default(CONTOSO.tenant_id, workspace.workspace_id, "C0HELP")
+    assert await stage.store.list_agent_defaults(*place) == [whole, channel]
+    for _ in range(2):
+        await stage.store.remove_agent_default(*place, "C0HELP")
+    assert await stage.store.list_agent_defaults(*place) == [whole]
+
+
+async def test_a_default_can_be_set_by_an_account_that_identity_never_saw(stage: Stage) -> None:
+    """An administrator who never linked may choose agents."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    place = (NORTHWIND.tenant_id, workspace.workspace_id)
+    whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
+    await stage.store.set_agent_default(*place, whole, UserId("user_ben"))
+    assert await stage.store.list_agent_defaults(*place) == [whole]
+
+
+async def test_another_tenant_sets_and_sees_no_default(stage: Stage) -> None:
+    """A workspace's id alone opens nothing."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
+    with pytest.raises(WorkspaceNotFound):
+        await stage.store.set_agent_default(
+            CONTOSO.tenant_id, workspace.workspace_id, whole, OLGA.user_id
+        )
+    await stage.store.set_agent_default(
+        NORTHWIND.tenant_id, workspace.workspace_id, whole, ADA.user_id
+    )
+    assert await stage.store.list_agent_defaults(CONTOSO.tenant_id, workspace.workspace_id) == []
