@@ -1,0 +1,1 @@
+"""Stand-ins for Slack, the agents platform and the auth server, and the playground."""
