@@ -95,12 +95,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Refused:
-    """A call whose caller was refused.
+    """A call that was refused before its handler saw it.
 
     Attributes:
         caller: The peer's mTLS name; empty when its certificate names nobody.
         method: `/interlock.x.v1.Service/Method`.
-        reason: `CALLER_NOT_ALLOWED` or `UNAUTHENTICATED`.
+        reason: `UNAUTHENTICATED`, `CALLER_NOT_ALLOWED`, `DEADLINE_MISSING`,
+            `TOO_MANY_CALLS` or `INVALID_ARGUMENT`.
         request_id: Ties the hops of one request together.
     """
 
@@ -158,9 +159,9 @@ class RpcServer:
         caps: The longest time an RPC may take, by `/package.Service/Method`,
             where it differs from `default_cap`.
         default_cap: The longest time every other RPC may take.
-        on_refused: Awaited, for at most 5 s, before a refused caller learns
-            that it was refused; also when that caller has hung up. When it
-            fails, the caller is refused all the same.
+        on_refused: Awaited, for at most 5 s, before the caller of a refused
+            call learns that it was refused; also when that caller has hung up.
+            When it fails, the call is refused all the same.
         max_message_bytes: The largest request; the transport answers
             RESOURCE_EXHAUSTED to a larger one.
         max_calls_per_caller: How many calls one caller may have open.
@@ -462,11 +463,14 @@ class _Gate(aio.ServerInterceptor):
     ) -> _T:
         """Check the call, then do the work within the RPC's cap."""
         try:
-            await self._check_caller(call)
+            self._check_caller(call)
             self._check_limits(call, context)
             request = self._parse(rpc, raw)
-        except ServiceError as error:
-            telemetry.RPC_REFUSED.labels(call.method, call.caller, error.reason).inc()
+        except ServiceError as refusal:
+            telemetry.RPC_REFUSED.labels(call.method, call.caller, refusal.reason).inc()
+            if self._on_refused is not None:
+                refused = Refused(call.caller, call.method, refusal.reason, call.request_id)
+                await self._record(self._on_refused, refused)
             raise
         self._open_calls[call.caller] += 1
         try:
@@ -474,22 +478,11 @@ class _Gate(aio.ServerInterceptor):
         finally:
             self._open_calls[call.caller] -= 1
 
-    async def _check_caller(self, call: Call) -> None:
-        """Let a listed caller pass; have anybody else recorded, then refused."""
-        refusal = self._refusal_of(call)
-        if refusal is None:
-            return
-        if self._on_refused is not None:
-            refused = Refused(call.caller, call.method, refusal.reason, call.request_id)
-            await self._record(self._on_refused, refused)
-        raise refusal
-
-    def _refusal_of(self, call: Call) -> ServiceError | None:
+    def _check_caller(self, call: Call) -> None:
         if not call.caller:
-            return Unauthenticated()
+            raise Unauthenticated
         if not may_call(self._callers, call.method, call.caller):
-            return CallerNotAllowed()
-        return None
+            raise CallerNotAllowed
 
     def _check_limits(self, call: Call, context: _Context) -> None:
         remaining: float | None = context.time_remaining()
