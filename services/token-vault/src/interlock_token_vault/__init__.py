@@ -1,0 +1,1 @@
+"""The only process that can open a Slack token."""

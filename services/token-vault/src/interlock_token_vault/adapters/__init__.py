@@ -1,0 +1,1 @@
+"""The vault's ports, made real: Postgres, the KMS, Slack, identity."""

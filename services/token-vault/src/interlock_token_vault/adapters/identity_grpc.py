@@ -1,0 +1,50 @@
+"""Identity's word on whose a workspace is, over gRPC."""
+
+from datetime import timedelta
+
+from grpc import aio
+
+from interlock.identity.v1 import identity_pb2, identity_pb2_grpc
+from interlock_chassis.client import remote_errors
+from interlock_chassis.errors import Kind, RemoteError
+from interlock_chassis.secret import Secret
+from interlock_token_vault.domain.install import InstallNotOpen, WorkspaceTaken
+from interlock_token_vault.domain.installation import InstallationId, InstallationKey
+from interlock_token_vault.install_ports import IdentityUnavailable
+
+# Identity caps its calls at 5 s.
+_BUDGET = timedelta(seconds=5)
+
+
+class IdentityClaims:
+    """The Claims port over identity's WorkspaceService."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
+
+    async def claim(
+        self, grant: Secret[str], installation_id: InstallationId, key: InstallationKey, name: str
+    ) -> bool:
+        """Claim a workspace for the grant's tenant; see Claims."""
+        request = identity_pb2.ClaimWorkspaceRequest(
+            grant=grant.reveal(),
+            installation_id=str(installation_id),
+            slack_enterprise_id=key.enterprise_id,
+            slack_team_id=key.team_id,
+            is_enterprise_install=key.is_enterprise_install,
+            slack_app_id=key.app_id,
+            name=name,
+        )
+        try:
+            with remote_errors():
+                answer = await self._workspaces.ClaimWorkspace(
+                    request, timeout=_BUDGET.total_seconds()
+                )
+        except RemoteError as error:
+            if error.reason == WorkspaceTaken.reason:
+                raise WorkspaceTaken from error
+            if error.kind is Kind.UNAUTHENTICATED and error.reason == "INVALID_TOKEN":
+                raise InstallNotOpen from error
+            # Anything else is a fault between the two services, which may pass.
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+        return answer.was_claimed

@@ -1,0 +1,565 @@
+"""The ports kept in memory, for tests: they behave as the real ones, and fail on command.
+
+The contract suites hold them to what Postgres and a KMS do.
+"""
+
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from interlock_chassis.secret import Secret
+from interlock_token_vault.adapters.kms_keys import WrappedKey
+from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent
+from interlock_token_vault.domain.envelope import CannotOpen, SealedToken, WrappedDek
+from interlock_token_vault.domain.install import (
+    AttemptState,
+    BotIdentity,
+    ExchangeAnswer,
+    InstallAttempt,
+    InstallInProgress,
+    InstallNotOpen,
+    OAuthCodeRefused,
+    WorkspaceTaken,
+)
+from interlock_token_vault.domain.installation import (
+    Installation,
+    InstallationId,
+    InstallationKey,
+    InstallationState,
+    TenantId,
+    TokenRef,
+    TokenSlot,
+)
+from interlock_token_vault.install_ports import (
+    LEASE,
+    Activation,
+    PendingInstall,
+    StaleGeneration,
+    TokenDead,
+)
+from interlock_token_vault.vault import AuditCursor, Judge, KekDisabled, Loaded, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_KEEP_ENDED = timedelta(days=30)
+
+
+class ProcessKilled(BaseException):
+    """The process ended here; nothing of it runs any more."""
+
+
+class ManualClock:
+    """A clock that moves when told to."""
+
+    def __init__(self, now: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) -> None:
+        self._now = now
+        self._start = now
+
+    def now(self) -> datetime:
+        """Read the wall clock."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Read seconds since the clock was made."""
+        return (self._now - self._start).total_seconds()
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        self._now += by
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong at the ports, and when.
+
+    Every call of a port passes two points: one before its effect, one after.
+
+    Attributes:
+        kill_at: Number of the point at which the process is killed, from 1.
+        passed: How many points were passed.
+        calls: How often each port method was called.
+    """
+
+    kill_at: int = 0
+    passed: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    _before: defaultdict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
+    _after: defaultdict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
+
+    def fail_next(self, call: str, *errors: Exception) -> None:
+        """Have the next calls fail, one error each, without effect."""
+        self._before[call].extend(errors)
+
+    def fail_after(self, call: str, *errors: Exception) -> None:
+        """Have the next calls fail after their effect, as a lost answer does."""
+        self._after[call].extend(errors)
+
+    def restart(self) -> None:
+        """Start a new process: no more kills."""
+        self.kill_at = 0
+
+    @contextmanager
+    def around(self, call: str) -> "Iterator[None]":
+        """Put the two points around a port method's effect."""
+        self.calls[call] += 1
+        self._pass()
+        if self._before[call]:
+            raise self._before[call].pop(0)
+        yield
+        self._pass()
+        if self._after[call]:
+            raise self._after[call].pop(0)
+
+    def _pass(self) -> None:
+        self.passed += 1
+        if self.kill_at and self.passed >= self.kill_at:
+            raise ProcessKilled
+
+
+class FakeKms:
+    """A Kms that keeps what it wrapped."""
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+        self.primary = "fake-1"
+        self._versions = {self.primary}
+        self._disabled: set[str] = set()
+        self._wrapped: dict[bytes, tuple[Secret[bytes], bytes, str]] = {}
+        self._answer: Secret[bytes] | None = None
+
+    def disable(self, version: str) -> None:
+        """Disable a key-encryption key."""
+        self._disabled.add(version)
+
+    def promote(self, version: str) -> None:
+        """Wrap new data keys under another key."""
+        self._versions.add(version)
+        self.primary = version
+
+    def answer_with(self, dek: bytes) -> None:
+        """Answer every unwrap with these bytes."""
+        self._answer = Secret(dek)
+
+    async def wrap(self, dek: Secret[bytes], bound: bytes) -> WrappedKey:
+        """Wrap a data key; see Kms."""
+        with self.faults.around("kms.wrap"):
+            if self.primary in self._disabled:
+                raise KekDisabled
+            wrapped = secrets.token_bytes(48)
+            self._wrapped[wrapped] = (dek, bound, self.primary)
+            return WrappedKey(self.primary, wrapped)
+
+    async def unwrap(self, key: WrappedKey, bound: bytes) -> Secret[bytes]:
+        """Unwrap a data key; see Kms."""
+        with self.faults.around("kms.unwrap"):
+            if key.kek_version in self._disabled or key.kek_version not in self._versions:
+                raise KekDisabled
+            dek, bound_before, version = self._wrapped.get(key.wrapped, (None, b"", ""))
+            if dek is None or bound != bound_before or version != key.kek_version:
+                raise CannotOpen
+            return self._answer or dek
+
+
+@dataclass(slots=True)
+class _AttemptRow:
+    attempt: InstallAttempt
+    started: int
+    lease: UUID | None = None
+    lease_until: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class MemoryStore:
+    """A VaultStore and an InstallStore.
+
+    Attributes:
+        records: The audit log.
+    """
+
+    def __init__(self, clock: ManualClock, *, chain_id: UUID, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+        self.records: list[ChainedEvent] = []
+        self.installations: dict[InstallationId, Installation] = {}
+        self.tokens: dict[InstallationId, tuple[SealedToken, ...]] = {}
+        self.deks: dict[InstallationId, WrappedDek] = {}
+        self._attempts: dict[str, _AttemptRow] = {}
+        self._clock = clock
+        self._chain = AuditChain(chain_id)
+        self._order = count()
+
+    def attempt(self, grant_id: str) -> InstallAttempt:
+        """Look at an attempt."""
+        return self._attempts[grant_id].attempt
+
+    # What reading needs.
+
+    async def load_recorded(self, key: InstallationKey, judge: Judge) -> Verdict:
+        """Load, judge, and commit the record; see VaultStore."""
+        with self.faults.around("store.load_recorded"):
+            verdict = judge(self._find(key))
+            self._append([verdict.event])
+            return verdict
+
+    async def record(self, events: Sequence[AuditEvent]) -> None:
+        """Commit records alone; see VaultStore."""
+        with self.faults.around("store.record"):
+            self._append(events)
+
+    async def list_audit_events(
+        self, key: InstallationKey | None, limit: int, after: AuditCursor | None
+    ) -> list[ChainedEvent]:
+        """List records, newest first; see VaultStore."""
+        with self.faults.around("store.list_audit_events"):
+            found = self._find(key) if key else None
+            ids = {found.installation.id} if found else set()
+            newest_first = sorted(self.records, key=_place, reverse=True)
+            return [
+                record
+                for record in newest_first
+                if (key is None or record.event.installation_id in ids)
+                and (after is None or _place(record) < (after.at, after.chain_id, after.seq))
+            ][:limit]
+
+    # What installing needs.
+
+    async def start_attempt(self, attempt: InstallAttempt, event: AuditEvent) -> None:
+        """Write an attempt down; see InstallStore."""
+        with self.faults.around("store.start_attempt"):
+            if attempt.grant_id not in self._attempts:
+                self._attempts[attempt.grant_id] = _AttemptRow(attempt, next(self._order))
+                self._append([event])
+
+    async def find_attempt(self, grant_id: str) -> InstallAttempt | None:
+        """Find an attempt; see InstallStore."""
+        with self.faults.around("store.find_attempt"):
+            row = self._attempts.get(grant_id)
+            return row.attempt if row else None
+
+    async def take_exchange(
+        self,
+        grant_id: str,
+        code_ref: TokenRef,
+        wrapped: WrappedDek,
+        lease: UUID,
+        event: AuditEvent,
+    ) -> datetime:
+        """Take the right to exchange a code; see InstallStore."""
+        with self.faults.around("store.take_exchange"):
+            row = self._get(grant_id)
+            if row.attempt.state not in {AttemptState.STARTED, AttemptState.EXCHANGING}:
+                raise InstallInProgress
+            if row.attempt.code_ref not in {"", code_ref}:
+                raise InstallNotOpen
+            self._lease(row, lease)
+            if row.attempt.installation_id is not None:
+                self.deks.pop(row.attempt.installation_id, None)
+            self.deks[wrapped.installation_id] = wrapped
+            row.attempt = replace(
+                row.attempt,
+                state=AttemptState.EXCHANGING,
+                code_ref=code_ref,
+                installation_id=wrapped.installation_id,
+            )
+            self._append([event])
+            return self._clock.now()
+
+    async def save_pending(
+        self,
+        grant_id: str,
+        installation: Installation,
+        tokens: Sequence[SealedToken],
+        event: AuditEvent,
+    ) -> None:
+        """Store what an exchange gave; see InstallStore."""
+        with self.faults.around("store.save_pending"):
+            row = self._get(grant_id)
+            if row.attempt.installation_id != installation.id:
+                raise InstallInProgress
+            if row.attempt.state is AttemptState.PENDING:
+                return
+            if row.attempt.state is not AttemptState.EXCHANGING:
+                raise InstallInProgress
+            self.installations[installation.id] = installation
+            self.tokens[installation.id] = tuple(tokens)
+            row.attempt = replace(row.attempt, state=AttemptState.PENDING)
+            self._append([event])
+
+    async def take_pending(self, grant_id: str, lease: UUID, event: AuditEvent) -> PendingInstall:
+        """Take the right to finish a pending install; see InstallStore."""
+        with self.faults.around("store.take_pending"):
+            row = self._get(grant_id)
+            pending_id = row.attempt.installation_id
+            if row.attempt.state is not AttemptState.PENDING or pending_id is None:
+                raise InstallInProgress
+            self._lease(row, lease)
+            if pending_id not in self.deks:
+                raise CannotOpen
+            self._append([event])
+            return PendingInstall(
+                row.attempt,
+                self.installations[pending_id],
+                self.tokens[pending_id],
+                self.deks[pending_id],
+            )
+
+    async def release(self, grant_id: str, lease: UUID) -> None:
+        """Give a lease back; see InstallStore."""
+        with self.faults.around("store.release"):
+            row = self._attempts.get(grant_id)
+            if row is not None and row.lease == lease:
+                row.lease, row.lease_until = None, None
+
+    async def find_active(self, key: InstallationKey) -> Loaded | None:
+        """Find the active installation of a key; see InstallStore."""
+        with self.faults.around("store.find_active"):
+            return self._find(key)
+
+    async def find_installation(self, installation_id: InstallationId) -> Installation | None:
+        """Find an installation by its id; see InstallStore."""
+        with self.faults.around("store.find_installation"):
+            return self.installations.get(installation_id)
+
+    async def activate(self, activation: Activation, events: Sequence[AuditEvent]) -> Installation:
+        """Make a pending install what answers reads; see InstallStore."""
+        with self.faults.around("store.activate"):
+            row = self._get(activation.grant_id)
+            if row.attempt.state is not AttemptState.PENDING:
+                raise InstallInProgress
+            target, replaced = activation.target, activation.replaced
+            held = self._find(target.key)
+            if (held.installation if held else None) != replaced:
+                raise StaleGeneration
+            if replaced is not None and replaced.id != target.id:
+                self._forget(replaced.id)
+            if target.id != activation.pending_id:
+                self._forget(activation.pending_id)
+            active = replace(target, state=InstallationState.ACTIVE, installed_at=self._clock.now())
+            self.installations[active.id] = active
+            self.tokens[active.id] = activation.tokens
+            self._end(
+                row,
+                state=AttemptState.DONE,
+                installation_id=active.id,
+                is_reinstall=activation.is_reinstall,
+                extra_scopes=activation.extra_scopes,
+            )
+            self._append(events)
+            return active
+
+    async def drop(self, grant_id: str, reason: str, events: Sequence[AuditEvent]) -> None:
+        """End an attempt without an installation; see InstallStore."""
+        with self.faults.around("store.drop"):
+            row = self._get(grant_id)
+            if row.ended_at is not None:
+                return
+            if row.attempt.installation_id is not None:
+                self._forget(row.attempt.installation_id)
+            self._end(row, state=AttemptState.DROPPED, installation_id=None, outcome=reason)
+            self._append(events)
+
+    async def is_ref_stored(self, ref: TokenRef, except_id: InstallationId | None) -> bool:
+        """Tell whether another installation holds a token; see InstallStore."""
+        with self.faults.around("store.is_ref_stored"):
+            return any(
+                token.ref == ref
+                for installation_id, tokens in self.tokens.items()
+                if installation_id != except_id
+                for token in tokens
+            )
+
+    async def list_unfinished(self, limit: int) -> list[InstallAttempt]:
+        """List attempts that will not end by themselves; see InstallStore."""
+        with self.faults.around("store.list_unfinished"):
+            now = self._clock.now()
+            rows = sorted(self._attempts.values(), key=lambda row: row.started)
+            return [
+                row.attempt
+                for row in rows
+                if row.ended_at is None
+                and (row.lease_until is None or row.lease_until <= now)
+                and (
+                    row.attempt.state is AttemptState.PENDING or row.attempt.grant_expires_at <= now
+                )
+            ][:limit]
+
+    async def prune_attempts(self) -> None:
+        """Delete attempts that ended more than 30 days ago; see InstallStore."""
+        with self.faults.around("store.prune_attempts"):
+            limit = self._clock.now() - _KEEP_ENDED
+            self._attempts = {
+                grant_id: row
+                for grant_id, row in self._attempts.items()
+                if row.ended_at is None or row.ended_at >= limit
+            }
+
+    def _find(self, key: InstallationKey | None) -> Loaded | None:
+        for installation in self.installations.values():
+            if installation.key != key or installation.state is not InstallationState.ACTIVE:
+                continue
+            access = [
+                token
+                for token in self.tokens.get(installation.id, ())
+                if token.slot is TokenSlot.ACCESS
+            ]
+            return Loaded(
+                installation,
+                access[0] if access else None,
+                self.deks.get(installation.id),
+                self._clock.now(),
+                self._audited_generation(installation.id),
+            )
+        return None
+
+    def _audited_generation(self, installation_id: InstallationId) -> int:
+        return max(
+            (
+                record.event.generation
+                for record in self.records
+                if record.event.installation_id == installation_id
+                and record.event.action == "install.activated"
+            ),
+            default=0,
+        )
+
+    def _get(self, grant_id: str) -> _AttemptRow:
+        if grant_id not in self._attempts:
+            raise InstallNotOpen
+        return self._attempts[grant_id]
+
+    def _lease(self, row: _AttemptRow, lease: UUID) -> None:
+        now = self._clock.now()
+        if row.lease_until is not None and row.lease_until > now:
+            raise InstallInProgress
+        row.lease, row.lease_until = lease, now + LEASE
+
+    def _end(
+        self,
+        row: _AttemptRow,
+        *,
+        state: AttemptState,
+        installation_id: InstallationId | None,
+        is_reinstall: bool = False,
+        extra_scopes: tuple[str, ...] = (),
+        outcome: str = "",
+    ) -> None:
+        row.attempt = replace(
+            row.attempt,
+            grant=None,
+            state=state,
+            installation_id=installation_id,
+            is_reinstall=is_reinstall,
+            extra_scopes=extra_scopes,
+            outcome=outcome,
+        )
+        row.lease, row.lease_until, row.ended_at = None, None, self._clock.now()
+
+    def _forget(self, installation_id: InstallationId) -> None:
+        self.installations.pop(installation_id, None)
+        self.tokens.pop(installation_id, None)
+        self.deks.pop(installation_id, None)
+
+    def _append(self, events: Iterable[AuditEvent]) -> None:
+        records = self._chain.extend(events, self._clock.now())
+        self.records.extend(records)
+        self._chain.advance(records)
+
+
+@dataclass(slots=True)
+class FakeSlack:
+    """Slack, as far as installing knows it.
+
+    Attributes:
+        codes: What each unused code is exchanged for.
+        identities: Whose each living token is.
+        revoked: The tokens that were revoked, in order.
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    codes: dict[str, ExchangeAnswer] = field(default_factory=dict)
+    identities: dict[str, BotIdentity] = field(default_factory=dict)
+    revoked: list[str] = field(default_factory=list)
+
+    async def exchange(self, code: Secret[str], redirect_uri: str) -> ExchangeAnswer:  # noqa: ARG002 - The signature is the port's.
+        """Exchange a code; see Slack."""
+        with self.faults.around("slack.exchange"):
+            answer = self.codes.pop(code.reveal(), None)
+            if answer is None:
+                raise OAuthCodeRefused
+            if answer.bot_token is not None:
+                self.identities.setdefault(
+                    answer.bot_token.reveal(),
+                    BotIdentity(
+                        answer.team_id,
+                        answer.enterprise_id,
+                        answer.bot_user_id,
+                        answer.is_enterprise_install,
+                    ),
+                )
+            return answer
+
+    async def test(self, token: Secret[str]) -> BotIdentity:
+        """Ask whose token it is; see Slack."""
+        with self.faults.around("slack.test"):
+            return self._living(token)
+
+    async def revoke(self, token: Secret[str]) -> None:
+        """End a token; see Slack."""
+        with self.faults.around("slack.revoke"):
+            self._living(token)
+            del self.identities[token.reveal()]
+            self.revoked.append(token.reveal())
+
+    def _living(self, token: Secret[str]) -> BotIdentity:
+        identity = self.identities.get(token.reveal())
+        if identity is None:
+            raise TokenDead
+        return identity
+
+
+@dataclass(slots=True)
+class FakeClaims:
+    """Identity, as far as installing knows it.
+
+    Attributes:
+        tenant_of: Whose grants these are; a grant that is not here has expired.
+        claims: Whose each workspace is.
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    tenant_of: dict[str, TenantId] = field(default_factory=dict)
+    claims: dict[tuple[str, str], TenantId] = field(default_factory=dict)
+
+    async def claim(
+        self,
+        grant: Secret[str],
+        installation_id: InstallationId,  # noqa: ARG002 - The signature is the port's.
+        key: InstallationKey,
+        name: str,  # noqa: ARG002 - As above.
+    ) -> bool:
+        """Claim a workspace; see Claims."""
+        with self.faults.around("claims.claim"):
+            tenant = self.tenant_of.get(grant.reveal())
+            if tenant is None:
+                raise InstallNotOpen
+            place = (key.enterprise_id, key.team_id)
+            owner = self.claims.setdefault(place, tenant)
+            if owner != tenant:
+                raise WorkspaceTaken
+            return False
+
+
+def counting_ids() -> Callable[[], UUID]:
+    """Make ids 1, 2, 3, …, so that a test repeats exactly."""
+    numbers = count(1)
+    return lambda: UUID(int=next(numbers))
+
+
+def _place(record: ChainedEvent) -> tuple[datetime, UUID, int]:
+    return record.at, record.chain_id, record.seq

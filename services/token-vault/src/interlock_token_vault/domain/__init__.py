@@ -1,0 +1,1 @@
+"""What the vault knows without asking anybody: installations, envelopes, the audit chain."""

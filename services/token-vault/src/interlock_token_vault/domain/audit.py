@@ -1,0 +1,191 @@
+"""The audit log: facts in the past tense, chained so that a missing one shows.
+
+Each vault process writes one chain. A record's hash covers the hash before it,
+its place and every field, so editing, removing or swapping records breaks the
+chain at the first bad one; a cut tail shows against a signed checkpoint kept
+outside the database.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from interlock_token_vault.domain.envelope import encode_parts
+from interlock_token_vault.domain.installation import InstallationId
+
+GENESIS = bytes(32)
+_LABEL = "interlock audit event/1"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Callers' texts are cut here: one of them must not be able to make a record,
+# and with it the transaction of its neighbours, impossible to write.
+_MAX_TEXT = 512
+
+ALLOWED = "allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from, as the audit log records it.
+
+    Attributes:
+        actor: The caller's mTLS identity; the vault's own for what it does by itself.
+        rpc: The method called.
+        purpose: What the grant is for.
+        grant_id: The grant's `jti`.
+        subject: On whose behalf: the grant's Slack user or platform user.
+        request_id: The id that the log lines of every hop carry.
+        trace_id: The trace.
+    """
+
+    actor: str
+    rpc: str
+    purpose: str = ""
+    grant_id: str = ""
+    subject: str = ""
+    request_id: str = ""
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One fact, before it has a place in the chain.
+
+    Attributes:
+        action: Past tense, `token.read`.
+        outcome: `allowed`, or the reason of the refusal.
+        installation_id: Where one is known.
+        token_ref: Keyed fingerprint of the token.
+        generation: Of the credential; 0 for none.
+        kek_version: Of the key that wraps the data key.
+        dek_source: `kms` or `cache`.
+        count: How many like events this stands for.
+    """
+
+    action: str
+    origin: Origin
+    outcome: str = ALLOWED
+    installation_id: InstallationId | None = None
+    enterprise_id: str = ""
+    team_id: str = ""
+    token_kind: str = ""
+    token_ref: str = ""
+    generation: int = 0
+    kek_version: str = ""
+    dek_source: str = ""
+    count: int = 1
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the text fields in the order of the canonical encoding, made storable."""
+        origin = self.origin
+        return tuple(
+            _storable(text)
+            for text in (
+                self.action,
+                origin.actor,
+                origin.rpc,
+                origin.purpose,
+                origin.grant_id,
+                str(self.installation_id or ""),
+                self.enterprise_id,
+                self.team_id,
+                self.token_kind,
+                self.outcome,
+                self.token_ref,
+                self.kek_version,
+                self.dek_source,
+                origin.request_id,
+                origin.trace_id,
+                origin.subject,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChainedEvent:
+    """A fact in its place.
+
+    Attributes:
+        chain_id: The writing process's chain.
+        seq: From 1 without gaps.
+        at: By the database's clock.
+        prev_hash: Of the record before; zeros for the first.
+        hash: Of this record.
+    """
+
+    event: AuditEvent
+    chain_id: UUID
+    seq: int
+    at: datetime
+    prev_hash: bytes
+    hash: bytes
+
+
+@dataclass(slots=True)
+class AuditChain:
+    """The head of one chain.
+
+    `extend` only computes: the head moves by `advance`, once the records are
+    known to be committed.
+    """
+
+    chain_id: UUID
+    seq: int = 0
+    head: bytes = field(default=GENESIS)
+
+    def extend(self, events: Iterable[AuditEvent], at: datetime) -> list[ChainedEvent]:
+        """Give each event its place after the head."""
+        records: list[ChainedEvent] = []
+        seq, prev = self.seq, self.head
+        for event in events:
+            seq += 1
+            digest = record_hash(event, self.chain_id, seq, at, prev)
+            records.append(ChainedEvent(event, self.chain_id, seq, at, prev, digest))
+            prev = digest
+        return records
+
+    def advance(self, records: Sequence[ChainedEvent]) -> None:
+        """Move the head past committed records."""
+        if records:
+            self.seq, self.head = records[-1].seq, records[-1].hash
+
+
+def record_hash(
+    event: AuditEvent, chain_id: UUID, seq: int, at: datetime, prev_hash: bytes
+) -> bytes:
+    """Hash a record and its place with SHA-256 over the canonical encoding."""
+    microseconds = (at - _EPOCH) // timedelta(microseconds=1)
+    encoded = encode_parts(
+        _LABEL,
+        str(chain_id),
+        str(seq),
+        str(microseconds),
+        *event.texts(),
+        str(event.generation),
+        str(event.count),
+    )
+    return hashlib.sha256(prev_hash + encoded).digest()
+
+
+def find_first_break(records: Iterable[ChainedEvent]) -> int | None:
+    """Find the first place of a chain that is not as it was written.
+
+    Args:
+        records: One whole chain, in order.
+
+    Returns:
+        The seq at which the chain first fails, or None for a sound one.
+    """
+    prev = GENESIS
+    for expected, record in enumerate(records, start=1):
+        digest = record_hash(record.event, record.chain_id, record.seq, record.at, prev)
+        if record.seq != expected or record.prev_hash != prev or record.hash != digest:
+            return expected
+        prev = record.hash
+    return None
+
+
+def _storable(text: str) -> str:
+    """Cut a text, and replace what Postgres cannot hold."""
+    return text[:_MAX_TEXT].encode(errors="replace").decode().replace("\0", "?")

@@ -1,0 +1,573 @@
+"""Take a workspace's token in, from Slack's code to an active installation.
+
+Every step is written down before the next one begins, so that a crash at any
+point leaves something that `sweep` brings to an end: an active installation,
+or nothing. Nobody but the vault sees the token.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from interlock_chassis.errors import ServiceError
+from interlock_chassis.secret import Secret
+from interlock_token_vault.domain.audit import ALLOWED, AuditEvent, Origin
+from interlock_token_vault.domain.envelope import (
+    CannotOpen,
+    KeyContext,
+    SealedToken,
+    TokenContext,
+    WrappedDek,
+)
+from interlock_token_vault.domain.install import (
+    AttemptState,
+    BotFacts,
+    InstallAttempt,
+    InstallInProgress,
+    InstallNotOpen,
+    OAuthCodeRefused,
+    ScopesMissing,
+    SlackAnswerUnusable,
+    WorkspaceTaken,
+    read_facts,
+    refusal_of,
+    require_same_bot,
+    require_scopes,
+)
+from interlock_token_vault.domain.installation import (
+    DekId,
+    Installation,
+    InstallationId,
+    InstallationKey,
+    InstallationState,
+    TokenKind,
+    TokenSlot,
+)
+from interlock_token_vault.install_ports import (
+    Activation,
+    Claims,
+    InstallAsk,
+    Installed,
+    InstallStore,
+    PendingInstall,
+    Slack,
+    SlackApp,
+    StaleGeneration,
+    TokenDead,
+)
+from interlock_token_vault.vault import DatabaseUnavailable, DataKey, KekDisabled, Keys, Loaded
+
+# A token that Slack gave out must be written down: about 8 s of trying fit
+# into the 30 s of a call beside Slack's and identity's own time.
+_SAVE_PAUSES = tuple(timedelta(seconds=pause) for pause in (0.1, 0.4, 1, 2, 4))
+# Two installs of one workspace at the same instant change what a plan was made
+# upon; a third look at a still moving target is for the next sweep.
+_PLANS = 3
+_SWEEP_BATCH = 100
+
+_log = structlog.get_logger()
+
+
+# What ends an attempt for good. Anything else leaves it to a repeat or the sweep.
+_FINAL = (OAuthCodeRefused, SlackAnswerUnusable, ScopesMissing, WorkspaceTaken, InstallNotOpen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Credential:
+    """A bot's tokens, in the open, between Slack and the envelope."""
+
+    token: Secret[str]
+    refresh_token: Secret[str] | None
+    expires_at: datetime | None
+
+
+class Installing:
+    """Bring installs to their end.
+
+    Args:
+        new_id: Makes ids of installations and leases.
+        sleep: Waits between tries to save a token.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: InstallStore,
+        keys: Keys,
+        slack: Slack,
+        claims: Claims,
+        app: SlackApp,
+        environment: str,
+        new_id: Callable[[], UUID],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._slack = slack
+        self._claims = claims
+        self._app = app
+        self._environment = environment
+        self._new_id = new_id
+        self._sleep = sleep
+        self._running: set[asyncio.Task[Installed]] = set()
+
+    async def start(self, ask: InstallAsk) -> str:
+        """Write an install down and return Slack's consent page for it.
+
+        Commits one row and one audit record; calls nobody.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        attempt = InstallAttempt(
+            grant_id=ask.origin.grant_id,
+            grant=ask.grant,
+            tenant_id=ask.tenant_id,
+            user_id=ask.user_id,
+            state_sha256=ask.state_sha256,
+            source=ask.source,
+            grant_expires_at=ask.expires_at,
+        )
+        await self._store.start_attempt(attempt, AuditEvent("install.started", ask.origin))
+        return self._app.authorize_url
+
+    async def complete(self, ask: InstallAsk, code: Secret[str], redirect_uri: str) -> Installed:
+        """Exchange a code, seal what Slack answers, claim the workspace, activate.
+
+        Runs to its end even when the caller goes away: between Slack's answer
+        and the sealed row, giving up would lose a living token. May be
+        repeated with the same grant and code.
+
+        Raises:
+            InstallNotOpen: No install is open for the grant, or not with this code.
+            InstallInProgress: Another call is completing it.
+            OAuthCodeRefused: Slack does not take the code.
+            ScopesMissing: Slack granted less than the app needs.
+            SlackAnswerUnusable: Slack's answer makes no installation.
+            WorkspaceTaken: The workspace belongs to another tenant.
+            SlackUnavailable, IdentityUnavailable, KmsUnavailable,
+                DatabaseUnavailable: A part does not answer; repeat.
+        """
+        task = asyncio.create_task(self._complete(ask, code, redirect_uri))
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Wait until every running install has come to its end."""
+        if self._running:
+            await asyncio.wait(set(self._running))
+
+    async def sweep(self) -> None:
+        """Bring installs that a crash or an outage left half-way to their end.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        for attempt in await self._store.list_unfinished(_SWEEP_BATCH):
+            origin = Origin(
+                actor="token-vault",
+                rpc="sweep",
+                grant_id=attempt.grant_id,
+                subject=attempt.user_id,
+            )
+            try:
+                if attempt.state is AttemptState.PENDING:
+                    await self._resume(attempt.grant_id, origin)
+                else:
+                    await self._give_up(attempt, origin)
+            except ServiceError as error:
+                _log.warning("install_swept", grant_id=attempt.grant_id, reason=error.reason)
+            else:
+                _log.info("install_swept", grant_id=attempt.grant_id, reason=ALLOWED)
+        await self._store.prune_attempts()
+
+    def _forget(self, task: asyncio.Task[Installed]) -> None:
+        self._running.discard(task)
+        # A caller that went away does not fetch the result; asyncio would
+        # complain of an exception that nobody saw.
+        if not task.cancelled():
+            task.exception()
+
+    async def _complete(self, ask: InstallAsk, code: Secret[str], redirect_uri: str) -> Installed:
+        attempt = await self._store.find_attempt(ask.origin.grant_id)
+        code_ref = self._keys.ref(code)
+        if attempt is None or attempt.source != "direct":
+            raise InstallNotOpen
+        if attempt.code_ref not in {"", code_ref}:
+            raise InstallNotOpen
+        match attempt.state:
+            case AttemptState.STARTED | AttemptState.EXCHANGING:
+                return await self._exchange(attempt, ask.origin, code, redirect_uri)
+            case AttemptState.PENDING:
+                return await self._resume(attempt.grant_id, ask.origin)
+            case AttemptState.DONE:
+                return await self._repeat(attempt)
+            case AttemptState.DROPPED:
+                raise refusal_of(attempt.outcome)
+
+    async def _repeat(self, attempt: InstallAttempt) -> Installed:
+        if attempt.installation_id is None:
+            raise AssertionError("an attempt that is done names its installation")
+        installation = await self._store.find_installation(attempt.installation_id)
+        if installation is None:
+            raise InstallNotOpen
+        return Installed(installation, attempt.is_reinstall, attempt.extra_scopes)
+
+    async def _exchange(
+        self, attempt: InstallAttempt, origin: Origin, code: Secret[str], redirect_uri: str
+    ) -> Installed:
+        """Secure the data key, then the code's right, and only then ask Slack."""
+        installation_id = InstallationId(self._new_id())
+        wrapped, data_key = await self._keys.make(self._key_context(installation_id))
+        async with self._leased(attempt.grant_id) as lease:
+            at = await self._store.take_exchange(
+                attempt.grant_id,
+                self._keys.ref(code),
+                wrapped,
+                lease,
+                AuditEvent(
+                    "install.code_taken",
+                    origin,
+                    installation_id=installation_id,
+                    kek_version=wrapped.kek_version,
+                ),
+            )
+            facts = await self._ask_for_facts(attempt, origin, code, redirect_uri)
+            credential = _Credential(
+                facts.token, facts.refresh_token, at + facts.life if facts.life else None
+            )
+            installation = _pending_installation(installation_id, attempt, facts)
+            tokens = await self._seal(data_key, wrapped, installation, credential)
+            pending = PendingInstall(attempt, installation, tokens, wrapped)
+            await self._save(pending, origin, credential)
+            return await self._finish(pending, origin, credential)
+
+    async def _ask_for_facts(
+        self, attempt: InstallAttempt, origin: Origin, code: Secret[str], redirect_uri: str
+    ) -> BotFacts:
+        """Exchange the code; an answer of no use ends the attempt."""
+        token: Secret[str] | None = None
+        try:
+            answer = await self._slack.exchange(code, redirect_uri)
+            token = answer.bot_token
+            return read_facts(answer, self._app.client_id)
+        except (OAuthCodeRefused, SlackAnswerUnusable) as refusal:
+            if token is not None:
+                await self._revoke_unsaved(token, origin)
+            await self._store.drop(
+                attempt.grant_id,
+                refusal.reason,
+                [AuditEvent("install.dropped", origin, outcome=refusal.reason)],
+            )
+            raise
+
+    async def _save(self, pending: PendingInstall, origin: Origin, credential: _Credential) -> None:
+        """Write a living token down, in spite of a database that stumbles."""
+        event = _event("install.sealed", origin, pending.installation, pending.tokens[0])
+        for pause in (*_SAVE_PAUSES, None):
+            try:
+                await self._store.save_pending(
+                    pending.attempt.grant_id, pending.installation, pending.tokens, event
+                )
+            except DatabaseUnavailable:
+                if pause is None:
+                    # The attempt stays on record as exchanging. Slack answers
+                    # the same token to the next install of the workspace.
+                    _log.error("install_token_not_saved", grant_id=pending.attempt.grant_id)
+                    raise
+                await self._sleep(pause.total_seconds())
+            except InstallInProgress:
+                # Given up for lost by another call; ours must not live on unrecorded.
+                await self._revoke_unsaved(credential.token, origin)
+                raise
+            else:
+                return
+
+    async def _resume(self, grant_id: str, origin: Origin) -> Installed:
+        """Finish a pending install that an earlier call began."""
+        async with self._leased(grant_id) as lease:
+            resumed = AuditEvent("install.resumed", origin)
+            try:
+                pending = await self._store.take_pending(grant_id, lease, resumed)
+                credential = await self._open(pending)
+            except (CannotOpen, KekDisabled) as error:
+                dropped = AuditEvent("install.dropped", origin, outcome=error.reason)
+                await self._store.drop(grant_id, error.reason, [dropped])
+                raise
+            return await self._finish(pending, origin, credential)
+
+    async def _give_up(self, attempt: InstallAttempt, origin: Origin) -> None:
+        """End an attempt whose grant expired before there was a token to keep."""
+        is_lost = attempt.state is AttemptState.EXCHANGING
+        action = "install.lost" if is_lost else "install.abandoned"
+        await self._store.drop(
+            attempt.grant_id,
+            InstallNotOpen.reason,
+            [AuditEvent(action, origin, outcome=InstallNotOpen.reason)],
+        )
+
+    async def _finish(
+        self, pending: PendingInstall, origin: Origin, credential: _Credential
+    ) -> Installed:
+        """Judge a sealed token, claim its workspace, and activate or drop it."""
+        installation = pending.installation
+        try:
+            extra = require_scopes(installation.bot_scopes, self._app.bot_scopes)
+            await self._require_living(installation, credential.token)
+            return await self._claim(pending, origin, credential, extra)
+        except _FINAL as refusal:
+            try:
+                await self._drop(pending, origin, credential, refusal)
+            except ServiceError as error:
+                # The row stays pending, answers nobody, and the sweep tries again.
+                _log.warning("install_not_dropped", reason=error.reason)
+            raise
+
+    async def _require_living(self, installation: Installation, token: Secret[str]) -> None:
+        try:
+            identity = await self._slack.test(token)
+        except TokenDead:
+            raise SlackAnswerUnusable from None
+        require_same_bot(identity, installation.key, installation.bot_user_id)
+
+    async def _claim(
+        self,
+        pending: PendingInstall,
+        origin: Origin,
+        credential: _Credential,
+        extra: tuple[str, ...],
+    ) -> Installed:
+        grant, key = pending.attempt.grant, pending.installation.key
+        if grant is None:
+            raise InstallNotOpen
+        for _ in range(_PLANS):
+            held = await self._store.find_active(key)
+            plan = replace(await self._plan(pending, credential, held), extra_scopes=extra)
+            was_claimed = await self._claims.claim(
+                grant, plan.target.id, key, pending.installation.name
+            )
+            plan = replace(plan, is_reinstall=plan.is_reinstall or was_claimed)
+            try:
+                active = await self._store.activate(plan, _activation_events(plan, origin))
+            except StaleGeneration:
+                continue
+            if extra:
+                _log.warning("install_scopes_drifted", installation_id=str(active.id), extra=extra)
+            return Installed(active, plan.is_reinstall, extra)
+        raise InstallInProgress
+
+    async def _plan(
+        self, pending: PendingInstall, credential: _Credential, held: Loaded | None
+    ) -> Activation:
+        """Decide what the pending install becomes, before anybody is asked."""
+        target, tokens, is_own = pending.installation, pending.tokens, False
+        if held is not None and held.installation.tenant_id == pending.attempt.tenant_id:
+            is_own = True
+            renewed = await self._renew(pending.installation, credential, held)
+            target, tokens = renewed or (target, tokens)
+        return Activation(
+            grant_id=pending.attempt.grant_id,
+            pending_id=pending.installation.id,
+            target=target,
+            tokens=tokens,
+            replaced=held.installation if held else None,
+            is_reinstall=is_own,
+            extra_scopes=(),
+        )
+
+    async def _renew(
+        self, fresh: Installation, credential: _Credential, held: Loaded
+    ) -> tuple[Installation, tuple[SealedToken, ...]] | None:
+        """Seal a tenant's new token under the installation it has already.
+
+        Returns:
+            The installation one generation up with its tokens, or None where
+            its data key is lost: then the fresh installation takes its place.
+        """
+        if held.wrapped is None:
+            return None
+        renewed = replace(
+            fresh, id=held.installation.id, generation=held.installation.generation + 1
+        )
+        data_key = self._keys.take(held.wrapped, self._key_context(renewed.id))
+        try:
+            return renewed, await self._seal(data_key, held.wrapped, renewed, credential)
+        except (CannotOpen, KekDisabled):
+            return None
+
+    async def _drop(
+        self,
+        pending: PendingInstall,
+        origin: Origin,
+        credential: _Credential,
+        refusal: ServiceError,
+    ) -> None:
+        """Undo a pending install, and nothing that belongs to others.
+
+        Slack usually answers the same token to every install of a workspace:
+        revoking it would take it from the tenant that holds it by right.
+        """
+        installation = pending.installation
+        revoked = await self._revoke_unless_stored(credential.token, origin, installation)
+        event = _event("install.dropped", origin, installation, pending.tokens[0])
+        await self._store.drop(
+            pending.attempt.grant_id, refusal.reason, [replace(event, outcome=refusal.reason)]
+        )
+        if revoked and isinstance(refusal, WorkspaceTaken):
+            await self._probe(installation.key, origin)
+
+    async def _revoke_unless_stored(
+        self, token: Secret[str], origin: Origin, pending: Installation | None
+    ) -> bool:
+        ref = self._keys.ref(token)
+        if await self._store.is_ref_stored(ref, pending.id if pending else None):
+            return False
+        await self._store.record([AuditEvent("token.revoked", origin, token_ref=ref)])
+        try:
+            await self._slack.revoke(token)
+        except TokenDead:
+            _log.info("token_dead_before_revocation")
+        return True
+
+    async def _revoke_unsaved(self, token: Secret[str], origin: Origin) -> None:
+        """End a token that will not be stored; that it is unwanted matters more to the caller."""
+        try:
+            await self._revoke_unless_stored(token, origin, None)
+        except ServiceError as error:
+            _log.error("unwanted_token_not_revoked", reason=error.reason)
+
+    async def _probe(self, key: InstallationKey, origin: Origin) -> None:
+        """Ask Slack whether the rightful tenant's token outlived a revocation."""
+        held = await self._store.find_active(key)
+        if held is None or held.sealed is None or held.wrapped is None:
+            return
+        event = _event("token.probed", origin, held.installation, held.sealed)
+        await self._store.record([event])
+        data_key = self._keys.take(held.wrapped, self._key_context(held.installation.id))
+        try:
+            place = self._place(held.installation, held.sealed.slot, held.sealed.dek_id)
+            token = await data_key.open(held.sealed, place)
+            await self._slack.test(token)
+        except TokenDead as dead:
+            _log.error("stored_token_found_dead", installation_id=str(held.installation.id))
+            await self._store.record(
+                [replace(event, action="token.found_dead", outcome=dead.reason)]
+            )
+
+    async def _seal(
+        self,
+        data_key: DataKey,
+        wrapped: WrappedDek,
+        installation: Installation,
+        credential: _Credential,
+    ) -> tuple[SealedToken, ...]:
+        """Seal the access token, and after it the refresh token where there is one."""
+        slots = [(TokenSlot.ACCESS, credential.token, credential.expires_at)]
+        if credential.refresh_token is not None:
+            slots.append((TokenSlot.REFRESH, credential.refresh_token, None))
+        return tuple(
+            [
+                await data_key.seal(
+                    secret, self._place(installation, slot, wrapped.dek_id), expires_at
+                )
+                for slot, secret, expires_at in slots
+            ]
+        )
+
+    async def _open(self, pending: PendingInstall) -> _Credential:
+        data_key = self._keys.take(pending.wrapped, self._key_context(pending.installation.id))
+        by_slot = {
+            sealed.slot: await data_key.open(
+                sealed, self._place(pending.installation, sealed.slot, sealed.dek_id)
+            )
+            for sealed in pending.tokens
+        }
+        expiries = [sealed.expires_at for sealed in pending.tokens if sealed.expires_at]
+        return _Credential(
+            by_slot[TokenSlot.ACCESS],
+            by_slot.get(TokenSlot.REFRESH),
+            expiries[0] if expiries else None,
+        )
+
+    def _key_context(self, installation_id: InstallationId) -> KeyContext:
+        return KeyContext(self._environment, self._app.client_id, installation_id)
+
+    def _place(self, installation: Installation, slot: TokenSlot, dek_id: DekId) -> TokenContext:
+        return TokenContext(
+            environment=self._environment,
+            key=installation.key,
+            installation_id=installation.id,
+            user_id="",
+            kind=TokenKind.BOT,
+            slot=slot,
+            dek_id=dek_id,
+            generation=installation.generation,
+        )
+
+    @asynccontextmanager
+    async def _leased(self, grant_id: str) -> AsyncIterator[UUID]:
+        """Give a lease its id, and give the lease back whatever comes."""
+        lease = self._new_id()
+        try:
+            yield lease
+        except BaseException:
+            # After success the attempt has ended and no lease matters any more.
+            try:
+                await self._store.release(grant_id, lease)
+            except DatabaseUnavailable:
+                _log.info("install_lease_left", grant_id=grant_id)
+            raise
+
+
+def _pending_installation(
+    installation_id: InstallationId, attempt: InstallAttempt, facts: BotFacts
+) -> Installation:
+    return Installation(
+        id=installation_id,
+        key=facts.key,
+        tenant_id=attempt.tenant_id,
+        state=InstallationState.PENDING,
+        generation=1,
+        name=facts.name,
+        bot_user_id=facts.bot_user_id,
+        bot_scopes=facts.scopes,
+        installed_at=None,
+    )
+
+
+def _event(
+    action: str, origin: Origin, installation: Installation, sealed: SealedToken
+) -> AuditEvent:
+    return AuditEvent(
+        action,
+        origin,
+        installation_id=installation.id,
+        enterprise_id=installation.key.enterprise_id,
+        team_id=installation.key.team_id,
+        token_kind=sealed.kind.value,
+        token_ref=sealed.ref,
+        generation=sealed.generation,
+    )
+
+
+def _activation_events(plan: Activation, origin: Origin) -> list[AuditEvent]:
+    events = [_event("install.activated", origin, plan.target, plan.tokens[0])]
+    if plan.replaced is not None and plan.replaced.id != plan.target.id:
+        key = plan.replaced.key
+        events.append(
+            AuditEvent(
+                "installation.purged",
+                origin,
+                installation_id=plan.replaced.id,
+                enterprise_id=key.enterprise_id,
+                team_id=key.team_id,
+                generation=plan.replaced.generation,
+            )
+        )
+    return events

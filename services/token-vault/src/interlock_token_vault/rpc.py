@@ -1,0 +1,456 @@
+"""Proto in, proto out: grants are verified here, and tokens revealed here.
+
+Whose installation a call is about comes from its grant and from nowhere else.
+"""
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import aio
+from typing_extensions import override
+
+from interlock.token_vault.v1 import token_vault_pb2 as pb
+from interlock.token_vault.v1 import token_vault_pb2_grpc as services
+from interlock_chassis.callers import CallerTable
+from interlock_chassis.clock import Clock
+from interlock_chassis.errors import ServiceError
+from interlock_chassis.secret import Secret
+from interlock_chassis.server import Refused, RpcServer, current_call
+from interlock_chassis.statuses import code_of
+from interlock_token_vault.domain.audit import ChainedEvent, Origin
+from interlock_token_vault.domain.installation import (
+    ClientId,
+    Installation,
+    InstallationKey,
+    TenantId,
+)
+from interlock_token_vault.install_ports import InstallAsk
+from interlock_token_vault.installing import Installing
+from interlock_token_vault.refusals import Refusals
+from interlock_token_vault.vault import (
+    AuditCursor,
+    InvalidPageToken,
+    ReadAsk,
+    ReleasedToken,
+    TokenVault,
+)
+from interlock_tokens.errors import InvalidToken, PurposeNotGranted
+from interlock_tokens.grants import AdminGrant, AdminPurpose, SlackGrant, Workspace
+from interlock_tokens.keysets import Keyset
+from interlock_tokens.verifying import (
+    require_purpose,
+    verify_admin_grant,
+    verify_event_or_admin,
+    verify_install_grant,
+)
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _Q = TypeVar("_Q")
+    _A = TypeVar("_A")
+    # Generic in the stubs only.
+    _Context = aio.ServicerContext[_Q, Awaitable[_A]]
+
+_EDGE = frozenset({"gateway-edge"})
+_WORKER = frozenset({"gateway-worker"})
+_APPS = frozenset({"app/*"})
+_OPERATOR = frozenset({"operator"})
+_OPERATOR_NAME = "operator"
+
+_V1 = "interlock.token_vault.v1"
+
+_TABLE: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "InstallService": {
+        "StartInstall": _EDGE,
+        "CompleteOAuthInstall": _EDGE,
+        "CompleteNangoInstall": _EDGE,
+        "ReceiveNangoWebhook": _EDGE,
+    },
+    "TokenService": {
+        "ReadBotToken": _WORKER,
+        "ReadBotTokens": _WORKER,
+        "ReadUserToken": _WORKER,
+        "ApplyRevocation": _WORKER,
+        "Uninstall": _WORKER,
+    },
+    "InstallationStoreService": {
+        "FindInstallation": _APPS,
+        "FindBot": _APPS,
+        "SaveInstallation": _APPS,
+        "SaveBot": _APPS,
+        "DeleteInstallation": _APPS,
+        "DeleteBot": _APPS,
+    },
+    "AuditService": {"ListAuditEvents": _EDGE | _OPERATOR},
+    "OperatorService": {
+        "ListKeys": _OPERATOR,
+        "PromoteKey": _OPERATOR,
+        "RewrapKeys": _OPERATOR,
+        "SetFreeze": _OPERATOR,
+        "ImportToken": _OPERATOR,
+        "ExportAudit": _OPERATOR,
+        "Backup": _OPERATOR,
+    },
+}
+
+CALLERS: CallerTable = {
+    f"/{_V1}.{service}/{method}": callers
+    for service, methods in _TABLE.items()
+    for method, callers in methods.items()
+}
+"""Who may call what. An RPC that is missing here stops the start."""
+
+# An install talks to Slack and identity; operators' streams walk all rows.
+CAPS: Mapping[str, timedelta] = {
+    f"/{_V1}.InstallService/CompleteOAuthInstall": timedelta(seconds=30),
+    f"/{_V1}.InstallService/CompleteNangoInstall": timedelta(seconds=30),
+    f"/{_V1}.OperatorService/RewrapKeys": timedelta(minutes=30),
+    f"/{_V1}.OperatorService/ExportAudit": timedelta(minutes=30),
+    f"/{_V1}.OperatorService/Backup": timedelta(minutes=30),
+}
+
+# Purposes that end in a call of Slack with the bot's token.
+_BOT_PURPOSES = (
+    AdminPurpose.HEALTH,
+    AdminPurpose.CHANNELS,
+    AdminPurpose.TEST_MESSAGE,
+    AdminPurpose.NOTICE,
+    AdminPurpose.RESUME,
+)
+
+_log = structlog.get_logger()
+
+
+class GrantReader:
+    """Verify grants, and record those that do not pass.
+
+    Args:
+        keyset: Public keys of the grants' signers.
+        client_id: Of Interlock's own Slack app; grants are about no other.
+    """
+
+    def __init__(
+        self, keyset: Keyset, *, client_id: ClientId, clock: Clock, refusals: Refusals
+    ) -> None:
+        self._keyset = keyset
+        self._client_id = client_id
+        self._clock = clock
+        self._refusals = refusals
+
+    async def for_bot(self, token: str) -> tuple[InstallationKey, Origin]:
+        """Take the installation from a grant that lets its bearer read the bot token.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+            PurposeNotGranted: An adminGrant of a purpose that needs no bot.
+        """
+        async with self._recorded():
+            grant = verify_event_or_admin(token, self._keyset, self._clock.now())
+            if isinstance(grant, AdminGrant):
+                require_purpose(grant, *_BOT_PURPOSES)
+            return self._key(grant.workspace), _origin_of(grant)
+
+    async def for_audit(self, token: str) -> InstallationKey:
+        """Take the installation from a grant that lets its bearer list the audit log.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+            PurposeNotGranted: It is for another purpose.
+        """
+        async with self._recorded():
+            grant = verify_admin_grant(token, self._keyset, now=self._clock.now())
+            require_purpose(grant, AdminPurpose.AUDIT)
+            return self._key(grant.workspace)
+
+    async def for_install(self, token: str) -> InstallAsk:
+        """Take the wish to install from an installGrant.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+        """
+        async with self._recorded():
+            grant = verify_install_grant(token, self._keyset, now=self._clock.now())
+        return InstallAsk(
+            grant=Secret(token),
+            tenant_id=TenantId(grant.tenant_id),
+            user_id=grant.user_id,
+            state_sha256=grant.state_sha256,
+            source=grant.source,
+            expires_at=grant.expires_at,
+            origin=_origin(purpose="install", grant_id=grant.jti, subject=grant.user_id),
+        )
+
+    @asynccontextmanager
+    async def _recorded(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (InvalidToken, PurposeNotGranted) as refusal:
+            problem = refusal.problem if isinstance(refusal, InvalidToken) else ""
+            _log.info("grant_refused", reason=refusal.reason, problem=problem)
+            await self._refusals.note(_origin(), refusal.reason)
+            raise
+
+    def _key(self, workspace: Workspace) -> InstallationKey:
+        return InstallationKey(
+            client_id=self._client_id,
+            app_id=workspace.app_id,
+            enterprise_id=workspace.enterprise_id,
+            team_id="" if workspace.is_enterprise_install else workspace.team_id,
+        )
+
+
+class InstallRpc(services.InstallServiceServicer):
+    """InstallService. Nango's RPCs are not served yet."""
+
+    def __init__(self, installing: Installing, grants: GrantReader) -> None:
+        self._installing = installing
+        self._grants = grants
+
+    @override
+    async def StartInstall(
+        self,
+        request: pb.StartInstallRequest,
+        context: "_Context[pb.StartInstallRequest, pb.StartInstallResponse]",
+    ) -> pb.StartInstallResponse:
+        ask = await self._grants.for_install(request.grant)
+        return pb.StartInstallResponse(authorize_url=await self._installing.start(ask))
+
+    @override
+    async def CompleteOAuthInstall(
+        self,
+        request: pb.CompleteOAuthInstallRequest,
+        context: "_Context[pb.CompleteOAuthInstallRequest, pb.CompleteOAuthInstallResponse]",
+    ) -> pb.CompleteOAuthInstallResponse:
+        ask = await self._grants.for_install(request.grant)
+        installed = await self._installing.complete(ask, Secret(request.code), request.redirect_uri)
+        return pb.CompleteOAuthInstallResponse(
+            installation=_installation(installed.installation),
+            is_reinstall=installed.is_reinstall,
+            extra_scopes=installed.extra_scopes,
+        )
+
+
+class TokenRpc(services.TokenServiceServicer):
+    """TokenService. Users' tokens, revocation and uninstall are not served yet."""
+
+    def __init__(self, vault: TokenVault, grants: GrantReader) -> None:
+        self._vault = vault
+        self._grants = grants
+
+    @override
+    async def ReadBotToken(
+        self,
+        request: pb.ReadBotTokenRequest,
+        context: "_Context[pb.ReadBotTokenRequest, pb.ReadBotTokenResponse]",
+    ) -> pb.ReadBotTokenResponse:
+        return _released(await self._vault.read(await self._ask(request)))
+
+    @override
+    async def ReadBotTokens(
+        self,
+        request: pb.ReadBotTokensRequest,
+        context: "_Context[pb.ReadBotTokensRequest, pb.ReadBotTokensResponse]",
+    ) -> pb.ReadBotTokensResponse:
+        asks: list[ReadAsk] = []
+        verdicts: list[ReleasedToken | ServiceError | None] = []
+        for read in request.reads:
+            try:
+                asks.append(await self._ask(read))
+                verdicts.append(None)
+            except ServiceError as refusal:
+                verdicts.append(refusal)
+        released = iter(await self._vault.read_many(asks))
+        return pb.ReadBotTokensResponse(
+            verdicts=[_verdict(verdict or next(released)) for verdict in verdicts]
+        )
+
+    async def _ask(self, read: pb.ReadBotTokenRequest) -> ReadAsk:
+        key, origin = await self._grants.for_bot(read.grant)
+        return ReadAsk(key=key, origin=origin, newer_than=read.newer_than_generation)
+
+
+class AuditRpc(services.AuditServiceServicer):
+    """AuditService."""
+
+    def __init__(self, vault: TokenVault, grants: GrantReader) -> None:
+        self._vault = vault
+        self._grants = grants
+
+    @override
+    async def ListAuditEvents(
+        self,
+        request: pb.ListAuditEventsRequest,
+        context: "_Context[pb.ListAuditEventsRequest, pb.ListAuditEventsResponse]",
+    ) -> pb.ListAuditEventsResponse:
+        is_all = not request.grant and current_call().caller == _OPERATOR_NAME
+        key = None if is_all else await self._grants.for_audit(request.grant)
+        records, following = await self._vault.list_audit_events(
+            key, request.page_size, _read_page_token(request.page_token)
+        )
+        return pb.ListAuditEventsResponse(
+            events=[_audit_event(record) for record in records],
+            next_page_token=_page_token(following) if following else "",
+        )
+
+
+def add_services(
+    server: RpcServer, *, vault: TokenVault, installing: Installing, grants: GrantReader
+) -> None:
+    """Serve every service of the contract.
+
+    What has no method here is answered UNIMPLEMENTED, after the caller check.
+    """
+    store, operator = services.InstallationStoreServiceServicer, services.OperatorServiceServicer
+    server.add(
+        services.add_InstallServiceServicer_to_server,
+        InstallRpc(installing, grants),  # type: ignore[abstract] # The rest is UNIMPLEMENTED.
+        f"{_V1}.InstallService",
+    )
+    server.add(
+        services.add_TokenServiceServicer_to_server,
+        TokenRpc(vault, grants),  # type: ignore[abstract] # The rest is UNIMPLEMENTED.
+        f"{_V1}.TokenService",
+    )
+    server.add(
+        services.add_AuditServiceServicer_to_server,
+        AuditRpc(vault, grants),
+        f"{_V1}.AuditService",
+    )
+    server.add(
+        services.add_InstallationStoreServiceServicer_to_server,
+        store(),  # type: ignore[abstract] # All of it is UNIMPLEMENTED.
+        f"{_V1}.InstallationStoreService",
+    )
+    server.add(
+        services.add_OperatorServiceServicer_to_server,
+        operator(),  # type: ignore[abstract] # All of it is UNIMPLEMENTED.
+        f"{_V1}.OperatorService",
+    )
+
+
+async def record_refused_call(refusals: Refusals, refused: Refused) -> None:
+    """Record a call that no handler saw, for RpcServer's `on_refused`."""
+    origin = Origin(actor=refused.caller, rpc=refused.method, request_id=refused.request_id)
+    await refusals.note(origin, refused.reason)
+
+
+def _origin(*, purpose: str = "", grant_id: str = "", subject: str = "") -> Origin:
+    call = current_call()
+    return Origin(
+        actor=call.caller,
+        rpc=call.method,
+        purpose=purpose,
+        grant_id=grant_id,
+        subject=subject,
+        request_id=call.request_id,
+        trace_id=call.trace_id,
+    )
+
+
+def _origin_of(grant: SlackGrant | AdminGrant) -> Origin:
+    if isinstance(grant, SlackGrant):
+        return _origin(purpose=grant.event_type, grant_id=grant.jti, subject=grant.slack_user_id)
+    return _origin(
+        purpose=grant.purpose.value,
+        grant_id=grant.jti,
+        subject=grant.slack_user_id or grant.user_id,
+    )
+
+
+def _released(token: ReleasedToken) -> pb.ReadBotTokenResponse:
+    return pb.ReadBotTokenResponse(
+        bot_token=token.token.reveal(),
+        generation=token.generation,
+        expires_at=_timestamp(token.expires_at),
+        bot_user_id=token.bot_user_id,
+        team_id=token.team_id,
+    )
+
+
+def _verdict(verdict: ReleasedToken | ServiceError) -> pb.ReadBotTokensVerdict:
+    if isinstance(verdict, ReleasedToken):
+        return pb.ReadBotTokensVerdict(token=_released(verdict))
+    refusal = pb.Refusal(code=code_of(verdict).value[0], reason=verdict.reason)
+    if verdict.retry_after is not None:
+        refusal.retry_after.FromTimedelta(verdict.retry_after)
+    return pb.ReadBotTokensVerdict(refusal=refusal)
+
+
+def _installation(installation: Installation) -> pb.Installation:
+    key = installation.key
+    return pb.Installation(
+        installation_id=str(installation.id),
+        enterprise_id=key.enterprise_id,
+        team_id=key.team_id,
+        is_enterprise_install=key.is_enterprise_install,
+        app_id=key.app_id,
+        name=installation.name,
+        bot_user_id=installation.bot_user_id,
+        bot_scopes=installation.bot_scopes,
+        installed_at=_timestamp(installation.installed_at),
+    )
+
+
+def _audit_event(record: ChainedEvent) -> pb.AuditEvent:
+    event, origin = record.event, record.event.origin
+    return pb.AuditEvent(
+        chain_id=str(record.chain_id),
+        seq=record.seq,
+        at=_timestamp(record.at),
+        action=event.action,
+        actor=origin.actor,
+        rpc=origin.rpc,
+        purpose=origin.purpose,
+        grant_id=origin.grant_id,
+        installation_id=str(event.installation_id or ""),
+        enterprise_id=event.enterprise_id,
+        team_id=event.team_id,
+        token_kind=event.token_kind,
+        outcome=event.outcome,
+        token_ref=event.token_ref,
+        generation=event.generation,
+        kek_version=event.kek_version,
+        dek_source=event.dek_source,
+        request_id=origin.request_id,
+        trace_id=origin.trace_id,
+        subject=origin.subject,
+        count=event.count,
+    )
+
+
+def _timestamp(instant: datetime | None) -> Timestamp | None:
+    if instant is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(instant)
+    return stamp
+
+
+def _page_token(cursor: AuditCursor) -> str:
+    text = f"{cursor.at.isoformat()}|{cursor.chain_id}|{cursor.seq}"
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _read_page_token(token: str) -> AuditCursor | None:
+    """Read where a page begins; whose records it shows is the grant's to say."""
+    if not token:
+        return None
+    try:
+        at, chain_id, seq = base64.b64decode(token, altchars=b"-_", validate=True).split(b"|")
+        cursor = AuditCursor(
+            datetime.fromisoformat(at.decode()), UUID(chain_id.decode()), int(seq.decode())
+        )
+    except (ValueError, binascii.Error):
+        raise InvalidPageToken from None
+    # Postgres takes no larger number, and a naive instant is nobody's.
+    if cursor.at.tzinfo is None or not 0 < cursor.seq < 2**63:
+        raise InvalidPageToken
+    return cursor
