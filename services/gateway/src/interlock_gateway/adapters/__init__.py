@@ -1,0 +1,1 @@
+"""The drivers: databases, gRPC peers, Slack."""

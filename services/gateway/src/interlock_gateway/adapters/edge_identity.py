@@ -1,0 +1,168 @@
+"""The identity service over gRPC, as edge may call it."""
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import aio
+
+from interlock.identity.v1 import identity_pb2 as pb
+from interlock.identity.v1.identity_pb2_grpc import (
+    LinkServiceStub,
+    SessionServiceStub,
+    WorkspaceServiceStub,
+)
+from interlock_chassis.client import remote_errors
+from interlock_chassis.secret import Secret
+from interlock_gateway.edge.ports import (
+    LinkOffer,
+    Page,
+    Person,
+    Redeemed,
+    Role,
+    SessionProof,
+    UserMapping,
+    Workspace,
+)
+
+# A person waits for a page. Identity itself asks the auth server, within its own 5 s.
+_SECONDS = 5.0
+
+_ROLES = {
+    pb.ROLE_OWNER: Role.OWNER,
+    pb.ROLE_ADMIN: Role.ADMIN,
+    pb.ROLE_MEMBER: Role.MEMBER,
+}
+
+
+class GrpcIdentity:
+    """`interlock.identity.v1` behind edge's port."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._sessions = SessionServiceStub(channel)
+        self._links = LinkServiceStub(channel)
+        self._workspaces = WorkspaceServiceStub(channel)
+
+    async def authenticate(self, proof: SessionProof) -> Person:
+        """Say who is signed in; see `Identity`."""
+        request = pb.AuthenticateSessionRequest(session=_session(proof))
+        with remote_errors():
+            answer = await self._sessions.AuthenticateSession(request, timeout=_SECONDS)
+        return Person(
+            user_id=answer.user_id,
+            name=answer.name,
+            email=answer.email,
+            tenant_id=answer.tenant_id,
+            tenant_name=answer.tenant_name,
+            role=_ROLES.get(answer.role, Role.NONE),
+            session_ref=answer.session_ref,
+        )
+
+    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
+        """Sign leave to complete one direct install; see `Identity`."""
+        request = pb.IssueInstallGrantRequest(
+            session=_session(proof), state_sha256=state_sha256, source=pb.INSTALL_SOURCE_DIRECT
+        )
+        with remote_errors():
+            answer = await self._sessions.IssueInstallGrant(request, timeout=_SECONDS)
+        return Secret(answer.grant)
+
+    async def issue_audit_grant(
+        self, proof: SessionProof, workspace_id: str
+    ) -> tuple[Secret[str], Workspace]:
+        """Sign leave to read one workspace's audit log; see `Identity`."""
+        request = pb.IssueAdminGrantRequest(
+            session=_session(proof), workspace_id=workspace_id, purpose=pb.ADMIN_PURPOSE_AUDIT
+        )
+        with remote_errors():
+            answer = await self._sessions.IssueAdminGrant(request, timeout=_SECONDS)
+        return Secret(answer.grant), _workspace(answer.workspace)
+
+    async def list_workspaces(self, proof: SessionProof) -> tuple[Workspace, ...]:
+        """List the tenant's workspaces; see `Identity`."""
+        request = pb.ListWorkspacesRequest(session=_session(proof))
+        with remote_errors():
+            answer = await self._workspaces.ListWorkspaces(request, timeout=_SECONDS)
+        return tuple(_workspace(each) for each in answer.workspaces)
+
+    async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
+        """Say what a code would do; see `Identity`."""
+        request = pb.DescribeLinkCodeRequest(session=_session(proof), link_code=code.reveal())
+        with remote_errors():
+            answer = await self._links.DescribeLinkCode(request, timeout=_SECONDS)
+        return LinkOffer(
+            workspace=_workspace(answer.workspace),
+            slack_user_id=answer.slack_user_id,
+            slack_display_name=answer.slack_display_name,
+            slack_email=answer.slack_email,
+            emails_differ=answer.emails_differ,
+            expires_at=_instant(answer.expires_at),
+        )
+
+    async def redeem_link_code(
+        self, proof: SessionProof, code: Secret[str], *, email_difference_confirmed: bool
+    ) -> Redeemed:
+        """Link the code's Slack user to the account; see `Identity`."""
+        request = pb.RedeemLinkCodeRequest(
+            session=_session(proof),
+            link_code=code.reveal(),
+            email_difference_confirmed=email_difference_confirmed,
+        )
+        with remote_errors():
+            answer = await self._links.RedeemLinkCode(request, timeout=_SECONDS)
+        return Redeemed(
+            resume_grant=Secret(answer.resume_grant),
+            workspace=_workspace(answer.workspace),
+            slack_user_id=answer.slack_user_id,
+            was_linked=answer.was_linked,
+        )
+
+    async def list_mappings(
+        self, proof: SessionProof, workspace_id: str, page_token: str
+    ) -> Page[UserMapping]:
+        """List linked users; see `Identity`."""
+        request = pb.ListUserMappingsRequest(
+            session=_session(proof), workspace_id=workspace_id, page_token=page_token
+        )
+        with remote_errors():
+            answer = await self._links.ListUserMappings(request, timeout=_SECONDS)
+        return Page(tuple(_mapping(each) for each in answer.mappings), answer.next_page_token)
+
+    async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
+        """Remove a link; see `Identity`."""
+        request = pb.UnlinkRequest(session=_session(proof), mapping_id=mapping_id)
+        with remote_errors():
+            await self._links.Unlink(request, timeout=_SECONDS)
+
+
+def _session(proof: SessionProof) -> pb.BrowserSession:
+    return pb.BrowserSession(cookie=proof.cookie.reveal(), client_address=proof.client_address)
+
+
+def _workspace(message: pb.Workspace) -> Workspace:
+    return Workspace(
+        workspace_id=message.workspace_id,
+        slack_team_id=message.slack_team_id,
+        slack_enterprise_id=message.slack_enterprise_id,
+        is_enterprise_install=message.is_enterprise_install,
+        name=message.name,
+        status=message.status,
+        created_at=_instant(message.created_at),
+        linked_users=message.linked_users,
+    )
+
+
+def _mapping(message: pb.UserMapping) -> UserMapping:
+    return UserMapping(
+        mapping_id=message.mapping_id,
+        slack_team_id=message.slack_team_id,
+        slack_user_id=message.slack_user_id,
+        user_id=message.user_id,
+        user_name=message.user_name,
+        user_email=message.user_email,
+        linked_at=_instant(message.linked_at),
+        last_used_at=_instant(message.last_used_at) if message.HasField("last_used_at") else None,
+    )
+
+
+def _instant(message: Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""What the gateway knows of Slack and of conversations, without any I/O."""

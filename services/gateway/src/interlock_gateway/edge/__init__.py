@@ -1,0 +1,1 @@
+"""The internet-facing half: verify, grant, store; and the pages for browsers."""

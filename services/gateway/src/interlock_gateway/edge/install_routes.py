@@ -1,0 +1,115 @@
+"""Installing, as pages: the question, Slack's consent, and every way it can end."""
+
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+import structlog
+from aiohttp import web
+
+from interlock_chassis.errors import Kind, ServiceError
+from interlock_gateway.edge import paths
+from interlock_gateway.edge.browser import Browser, end_cookie, set_cookie, take_cookie
+from interlock_gateway.edge.installing import Installing, InstallStateSpent, require_callback
+from interlock_gateway.edge.pages import Pages
+
+INSTALL_FORM = "install"
+
+_COOKIE = "install"
+# As long as the state lives in the database.
+_COOKIE_SECONDS = 600
+
+
+class InstallCancelled(ServiceError):
+    """The person said no at Slack."""
+
+    kind = Kind.PRECONDITION
+    reason = "INSTALL_CANCELLED"
+
+
+class InstallRefusedBySlack(ServiceError):
+    """Slack ended the install with an error."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "INSTALL_REFUSED_BY_SLACK"
+
+
+class RoleNotSufficient(ServiceError):
+    """The person is neither owner nor admin."""
+
+    kind = Kind.FORBIDDEN
+    reason = "ROLE_NOT_SUFFICIENT"
+
+
+class InstallRoutes:
+    """Serve the install pages."""
+
+    def __init__(self, *, browser: Browser, pages: Pages, installing: Installing) -> None:
+        self._browser = browser
+        self._pages = pages
+        self._installing = installing
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.get(paths.INSTALL, self._ask),
+            web.post(paths.INSTALL, self._start),
+            web.get(paths.INSTALL_CALLBACK, self._finish),
+        ]
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        """Ask before anything happens; Slack's own install button leads here."""
+        visit = await self._browser.visit(request)
+        if not visit.person.is_administrator:
+            raise RoleNotSufficient
+        return self._pages.render(
+            "install.html",
+            visit.viewer,
+            person=visit.person,
+            install_path=paths.INSTALL,
+            token=self._browser.form_token(visit, INSTALL_FORM),
+        )
+
+    async def _start(self, request: web.Request) -> web.Response:
+        visit = await self._browser.submission(request, INSTALL_FORM)
+        asked = {*request.query.getall("tenant_id", []), visit.form.get("tenant_id", "")} - {""}
+        if not asked <= {visit.person.tenant_id}:
+            # The tenant is the session's; whoever names another one is probing.
+            structlog.get_logger().warning("install_for_other_tenant_refused")
+            raise RoleNotSufficient
+        started = await self._installing.start(visit.proof, visit.person)
+        response = _see_other(started.authorize_url)
+        set_cookie(response, _COOKIE, started.browser_secret, _COOKIE_SECONDS)
+        return response
+
+    async def _finish(self, request: web.Request) -> web.Response:
+        state, browser_secret = _single(request, "state"), take_cookie(request, _COOKIE)
+        require_callback(state=state, browser_secret=browser_secret)
+        visit = await self._browser.visit(request)
+        if error := _single(request, "error"):
+            await self._installing.take(state=state, browser_secret=browser_secret)
+            # Slack's word for a no; its text goes nowhere.
+            raise InstallCancelled if error == "access_denied" else InstallRefusedBySlack
+        installed = await self._installing.complete(
+            visit.person,
+            state=state,
+            browser_secret=browser_secret,
+            code=_single(request, "code"),
+        )
+        if installed.extra_scopes:
+            structlog.get_logger().warning("scope_drift", scopes=sorted(installed.extra_scopes))
+        notice = {"again" if installed.is_reinstall else "installed": installed.slack_team_id}
+        response = _see_other(f"{paths.HOME}?{urlencode(notice)}")
+        end_cookie(response, _COOKIE)
+        return response
+
+
+def _single(request: web.Request, name: str) -> str:
+    """Read a query parameter that may be absent, but not come twice."""
+    values = request.query.getall(name, [])
+    if len(values) > 1:
+        raise InstallStateSpent
+    return values[0] if values else ""
+
+
+def _see_other(location: str) -> web.Response:
+    return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": location})

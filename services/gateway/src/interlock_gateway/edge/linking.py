@@ -1,0 +1,126 @@
+"""Link a Slack user to the account of the browser, after the person confirmed it."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.secret import Secret
+from interlock_gateway.edge.ports import (
+    Attempts,
+    Identity,
+    LinkOffer,
+    Person,
+    Redeemed,
+    SessionProof,
+    Worker,
+)
+
+# Nobody redeems ten codes a minute; an office behind one address may have thirty people
+# link at once on the first day. Looking is counted apart, it changes nothing.
+REDEEMS_PER_SESSION = 10
+REDEEMS_PER_ADDRESS = 30
+LOOKS_PER_SESSION = 30
+_WINDOW = timedelta(minutes=1)
+
+# Identity's codes are 43 characters of base64url; its contract takes 128.
+_CODE = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
+
+
+class LinkCodeUnusable(ServiceError):
+    """The link is not one of ours."""
+
+    kind = Kind.INVALID
+    reason = "LINK_CODE_UNUSABLE"
+
+
+class TooManyAttempts(ServiceError):
+    """Too many links were tried."""
+
+    kind = Kind.EXHAUSTED
+    reason = "TOO_MANY_ATTEMPTS"
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A link that exists now, and what became of the question behind it.
+
+    Attributes:
+        is_answering: Whether the question that waited runs now; None when the worker
+            could not be asked, whose sweep then finds the question.
+    """
+
+    redeemed: Redeemed
+    is_answering: bool | None
+
+
+def is_link_code(text: str) -> bool:
+    """Tell whether a text could be a link code; says nothing about whether it works."""
+    return _CODE.fullmatch(text) is not None
+
+
+def code_sha256(code: str) -> str:
+    """Name a code without showing it."""
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+class Linking:
+    """Show what a link code would do, and redeem it."""
+
+    def __init__(self, *, identity: Identity, worker: Worker, attempts: Attempts) -> None:
+        self._identity = identity
+        self._worker = worker
+        self._attempts = attempts
+
+    async def describe(self, proof: SessionProof, person: Person, code: str) -> LinkOffer:
+        """Say what redeeming would do. Spends nothing.
+
+        Raises:
+            LinkCodeUnusable: The text cannot be a code.
+            TooManyAttempts: More than 30 a minute in this session.
+            RemoteError: As `Identity.describe_link_code`.
+        """
+        _require_link_code(code)
+        await self._count("look", person.session_ref, LOOKS_PER_SESSION)
+        return await self._identity.describe_link_code(proof, Secret(code))
+
+    async def redeem(
+        self, proof: SessionProof, person: Person, code: str, *, email_difference_confirmed: bool
+    ) -> Linked:
+        """Link, spend the code, and have the waiting question run.
+
+        A worker that cannot be asked costs nothing but time.
+
+        Raises:
+            LinkCodeUnusable: The text cannot be a code.
+            TooManyAttempts: More than 10 a minute in this session, or 30 from this address.
+            RemoteError: As `Identity.redeem_link_code`.
+        """
+        _require_link_code(code)
+        await self._count("redeem", person.session_ref, REDEEMS_PER_SESSION)
+        await self._count("redeem-from", proof.client_address, REDEEMS_PER_ADDRESS)
+        redeemed = await self._identity.redeem_link_code(
+            proof, Secret(code), email_difference_confirmed=email_difference_confirmed
+        )
+        return Linked(redeemed, await self._resume(redeemed.resume_grant))
+
+    async def _resume(self, grant: Secret[str]) -> bool | None:
+        try:
+            return await self._worker.resume_after_link(grant)
+        except ServiceError as error:
+            structlog.get_logger().warning("resume_not_asked", reason=error.reason)
+            return None
+
+    async def _count(self, what: str, whose: str, limit: int) -> None:
+        key = f"{what}:{code_sha256(whose)}"
+        if await self._attempts.count(key) > limit:
+            structlog.get_logger().warning("link_attempts_exceeded", counter=what)
+            raise TooManyAttempts(retry_after=_WINDOW)
+
+
+def _require_link_code(code: str) -> None:
+    if not is_link_code(code):
+        raise LinkCodeUnusable

@@ -1,0 +1,307 @@
+"""What edge needs of its peers, and the values it gets from them.
+
+Texts that a person or Slack chose (names, e-mail addresses) are untrusted: they
+are shown escaped and cut, never interpreted.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.secret import Secret
+
+T = TypeVar("T")
+
+
+class NotSignedIn(ServiceError):
+    """The browser is not signed in."""
+
+    kind = Kind.UNAUTHENTICATED
+    reason = "NOT_SIGNED_IN"
+
+
+class EdgeDatabaseUnavailable(ServiceError):
+    """The gateway's database does not answer."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class Role(StrEnum):
+    """A role in the tenant; anything unknown may nothing."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionProof:
+    """What a browser shows to prove who it is.
+
+    Attributes:
+        cookie: The auth server's cookie, `name=value`.
+        client_address: The browser's address, or "".
+    """
+
+    cookie: Secret[str]
+    client_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who is signed in, with the role held at this moment.
+
+    Attributes:
+        session_ref: Stable for the session and not secret.
+    """
+
+    user_id: str
+    name: str
+    email: str
+    tenant_id: str
+    tenant_name: str
+    role: Role
+    session_ref: str
+
+    @property
+    def is_administrator(self) -> bool:
+        """Whether this person may install and see everybody's links."""
+        return self.role in {Role.OWNER, Role.ADMIN}
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A Slack workspace, or a whole Enterprise, of the tenant.
+
+    Attributes:
+        slack_team_id: Slack `T…`, or `E…` for an org-wide install.
+        status: `pending`, `active`, `needs_reinstall` or `uninstalled`.
+        linked_users: How many Slack users are linked in it.
+    """
+
+    workspace_id: str
+    slack_team_id: str
+    slack_enterprise_id: str
+    is_enterprise_install: bool
+    name: str
+    status: str
+    created_at: datetime
+    linked_users: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserMapping:
+    """A Slack user linked to an account.
+
+    Attributes:
+        last_used_at: When a token was last issued for it; None for never.
+    """
+
+    mapping_id: str
+    slack_team_id: str
+    slack_user_id: str
+    user_id: str
+    user_name: str
+    user_email: str
+    linked_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOffer:
+    """What redeeming a link code would do."""
+
+    workspace: Workspace
+    slack_user_id: str
+    slack_display_name: str
+    slack_email: str
+    emails_differ: bool
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """A link that exists now.
+
+    Attributes:
+        resume_grant: Lets the worker run the question that waits.
+        was_linked: Whether the same link existed before.
+    """
+
+    resume_grant: Secret[str]
+    workspace: Workspace
+    slack_user_id: str
+    was_linked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An installation that is active now.
+
+    Attributes:
+        slack_team_id: Slack `T…`, or `E…` for an org-wide install.
+        extra_scopes: Scopes that Slack granted beyond those asked for.
+    """
+
+    slack_team_id: str
+    is_reinstall: bool
+    extra_scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One fact of the vault's audit log; the fields are the contract's."""
+
+    chain_id: str
+    seq: int
+    at: datetime
+    action: str
+    actor: str
+    rpc: str
+    purpose: str
+    grant_id: str
+    token_kind: str
+    outcome: str
+    token_ref: str
+    generation: int
+    kek_version: str
+    dek_source: str
+    request_id: str
+    subject: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Part of a list.
+
+    Attributes:
+        next_token: Where the next part begins; "" at the end.
+    """
+
+    items: tuple[T, ...]
+    next_token: str
+
+
+class Identity(Protocol):
+    """The identity service. Every method proves the person with the cookie itself.
+
+    Every method raises NotSignedIn or a RemoteError; of the latter, `reason` is
+    identity's own.
+    """
+
+    async def authenticate(self, proof: SessionProof) -> Person:
+        """Say who is signed in; reasons NOT_A_MEMBER, AUTH_SERVER_UNAVAILABLE."""
+        ...
+
+    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
+        """Sign leave to complete one direct install; reason ROLE_NOT_SUFFICIENT."""
+        ...
+
+    async def issue_audit_grant(
+        self, proof: SessionProof, workspace_id: str
+    ) -> tuple[Secret[str], Workspace]:
+        """Sign leave to read one workspace's audit log.
+
+        Reasons ROLE_NOT_SUFFICIENT, WORKSPACE_NOT_FOUND.
+        """
+        ...
+
+    async def list_workspaces(self, proof: SessionProof) -> tuple[Workspace, ...]:
+        """List the tenant's workspaces, newest first."""
+        ...
+
+    async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
+        """Say what a code would do; reasons LINK_CODE_SPENT, NOT_YOUR_TENANT."""
+        ...
+
+    async def redeem_link_code(
+        self, proof: SessionProof, code: Secret[str], *, email_difference_confirmed: bool
+    ) -> Redeemed:
+        """Link the code's Slack user to the account.
+
+        Reasons as `describe_link_code`, and USER_LINKED_ELSEWHERE, EMAIL_MISMATCH.
+        """
+        ...
+
+    async def list_mappings(
+        self, proof: SessionProof, workspace_id: str, page_token: str
+    ) -> Page[UserMapping]:
+        """List linked users: all for an administrator, else one's own.
+
+        Reasons WORKSPACE_NOT_FOUND, INVALID_PAGE_TOKEN.
+        """
+        ...
+
+    async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
+        """Remove a link; reason MAPPING_NOT_FOUND."""
+        ...
+
+
+class Vault(Protocol):
+    """The token vault, as far as edge may call it: no method answers a token."""
+
+    async def start_install(self, grant: Secret[str]) -> str:
+        """Open an install; return Slack's consent page, without state and redirect_uri."""
+        ...
+
+    async def complete_install(
+        self, grant: Secret[str], code: Secret[str], redirect_uri: str
+    ) -> Installed:
+        """Exchange the code and activate the installation.
+
+        Reasons WORKSPACE_TAKEN, SCOPES_MISSING, OAUTH_CODE_REFUSED, INSTALL_NOT_OPEN,
+        SLACK_UNAVAILABLE, SLACK_ANSWER_UNUSABLE.
+        """
+        ...
+
+    async def list_audit_events(self, grant: Secret[str], page_token: str) -> Page[AuditEvent]:
+        """List a workspace's audit events, newest first; reason INVALID_PAGE_TOKEN."""
+        ...
+
+
+class Worker(Protocol):
+    """The gateway worker."""
+
+    async def resume_after_link(self, grant: Secret[str]) -> bool:
+        """Run the question that waits; tell whether there was one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OAuthState:
+    """An install under way: what its callback must match.
+
+    Attributes:
+        session_ref: The session that started it.
+        grant: The install grant, opened with the vault.
+        redirect_to: Where to go afterwards, one of our own paths.
+    """
+
+    session_ref: str
+    grant: Secret[str]
+    redirect_to: str
+
+
+class InstallStates(Protocol):
+    """Installs under way. Raises EdgeDatabaseUnavailable."""
+
+    async def put_state(self, state_sha256: str, browser_sha256: str, state: OAuthState) -> None:
+        """Keep a state for 10 minutes by the database's clock."""
+        ...
+
+    async def take_state(self, state_sha256: str, browser_sha256: str) -> OAuthState | None:
+        """Take a live state of this browser, once: of many takers one gets it."""
+        ...
+
+
+class Attempts(Protocol):
+    """Counters that all replicas share. Raises EdgeDatabaseUnavailable."""
+
+    async def count(self, key: str) -> int:
+        """Count an attempt; return how many there were within the minute, this one too."""
+        ...

@@ -1,0 +1,238 @@
+"""What went wrong, in words for the person in front of the browser.
+
+One table, keyed by the stable `reason` of an error. Nothing from a request or a
+peer's message gets into these texts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+
+from interlock_chassis.errors import Kind, ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A page that says what happened and what to do.
+
+    Attributes:
+        status: The HTTP status.
+        title: What happened, in a few words.
+        text: What it means and what to do next, one or two sentences.
+    """
+
+    status: HTTPStatus
+    title: str
+    text: str
+
+
+BY_REASON: Mapping[str, Problem] = MappingProxyType(
+    {
+        "NOT_SIGNED_IN": Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "Please sign in first",
+            "This page belongs to your organization. Sign in and you come straight back here.",
+        ),
+        "NOT_A_MEMBER": Problem(
+            HTTPStatus.FORBIDDEN,
+            "No organization is active",
+            "Your account is signed in, but not as a member of an organization. Ask an owner to "
+            "invite you, or switch to an account or organization that uses Interlock.",
+        ),
+        "ROLE_NOT_SUFFICIENT": Problem(
+            HTTPStatus.FORBIDDEN,
+            "This is for owners and admins",
+            "Your role in the organization does not allow this. Ask an owner or an admin to do it.",
+        ),
+        "WORKSPACE_NOT_FOUND": Problem(
+            HTTPStatus.NOT_FOUND,
+            "No such workspace",
+            "Your organization has no workspace at this address. It may have been removed.",
+        ),
+        "MAPPING_NOT_FOUND": Problem(
+            HTTPStatus.NOT_FOUND,
+            "This link is gone",
+            "The Slack user is not linked any more, or the link is not yours to remove.",
+        ),
+        "FORM_REFUSED": Problem(
+            HTTPStatus.FORBIDDEN,
+            "This form has gone stale",
+            "For your safety a form only works from the page that showed it, for twelve hours. "
+            "Go back, reload the page and try again. Nothing was changed.",
+        ),
+        "INVALID_PAGE_TOKEN": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This page of the list is not there",
+            "The address of this part of the list is not valid any more. Start at its beginning.",
+        ),
+        # Installing.
+        "INSTALL_CANCELLED": Problem(
+            HTTPStatus.OK,
+            "Nothing was installed",
+            "You cancelled in Slack, so Slack gave us nothing and nothing was changed. "
+            "You can start again whenever you like.",
+        ),
+        "INSTALL_REFUSED_BY_SLACK": Problem(
+            HTTPStatus.BAD_GATEWAY,
+            "Slack did not allow the install",
+            "Slack ended the install with an error of its own. Try again; if it stays like this, "
+            "give your operator the request id below.",
+        ),
+        "INSTALL_STATE_SPENT": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This install is over",
+            "An install works once, within ten minutes, in the browser that started it. "
+            "Nothing was installed by this visit. Start again from the dashboard.",
+        ),
+        "MALFORMED_CALLBACK": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This install is over",
+            "An install works once, within ten minutes, in the browser that started it. "
+            "Nothing was installed by this visit. Start again from the dashboard.",
+        ),
+        "NOT_YOUR_INSTALL": Problem(
+            HTTPStatus.FORBIDDEN,
+            "Somebody else started this install",
+            "The account that is signed in now is not the one that started the install. "
+            "Nothing was installed. Start again with the right account.",
+        ),
+        "INSTALL_NOT_OPEN": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This install is over",
+            "It was finished or given up already. Look at the dashboard; if the workspace is not "
+            "there, start again.",
+        ),
+        "WORKSPACE_TAKEN": Problem(
+            HTTPStatus.CONFLICT,
+            "This workspace belongs to another organization",
+            "A Slack workspace can be connected to one organization at a time, and this one is "
+            "connected already. Nothing was changed there. Ask its owner to uninstall first.",
+        ),
+        "SCOPES_MISSING": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "Slack granted less than the app needs",
+            "Some of the permissions were left out, so the app could not answer in Slack. "
+            "Nothing was installed. Start again and allow all of them.",
+        ),
+        "OAUTH_CODE_REFUSED": Problem(
+            HTTPStatus.BAD_GATEWAY,
+            "Slack took its permission back",
+            "Slack did not accept the install that it had just allowed. Start again; if it stays "
+            "like this, give your operator the request id below.",
+        ),
+        "SLACK_ANSWER_UNUSABLE": Problem(
+            HTTPStatus.BAD_GATEWAY,
+            "Slack answered with something unusable",
+            "Nothing was installed. Start again; if it stays like this, give your operator the "
+            "request id below.",
+        ),
+        "SLACK_UNAVAILABLE": Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Slack does not answer",
+            "Nothing is lost. Wait a minute and start again from the dashboard.",
+        ),
+        # Linking.
+        "LINK_CODE_UNUSABLE": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This link does not work any more",
+            "A link works once, for one hour, and a newer one replaces it. Mention the app in "
+            "Slack again and it gives you a fresh one.",
+        ),
+        "LINK_CODE_SPENT": Problem(
+            HTTPStatus.GONE,
+            "This link does not work any more",
+            "A link works once, for one hour, and a newer one replaces it. Mention the app in "
+            "Slack again and it gives you a fresh one.",
+        ),
+        "NOT_YOUR_TENANT": Problem(
+            HTTPStatus.FORBIDDEN,
+            "This link is for another organization",
+            "The Slack workspace belongs to an organization that you are not signed in to. Sign in "
+            "with your account there and open the link again; it still works.",
+        ),
+        "USER_LINKED_ELSEWHERE": Problem(
+            HTTPStatus.CONFLICT,
+            "This Slack user is linked to another account",
+            "A link is never replaced silently. Unlink the other account first, on the "
+            "workspace's page, then open the link again.",
+        ),
+        "TOO_MANY_ATTEMPTS": Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "That was a bit fast",
+            "Too many links were tried from here. Wait a minute, then reload this page.",
+        ),
+        # The frame around it all.
+        "WRONG_HOST": Problem(
+            HTTPStatus.MISDIRECTED_REQUEST,
+            "This is not our address",
+            "Interlock answers at one address only. Use the link below.",
+        ),
+        "TLS_REQUIRED": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "Please use https",
+            "Interlock answers over an encrypted connection only. Use the link below.",
+        ),
+    }
+)
+
+_BY_KIND: Mapping[Kind, Problem] = MappingProxyType(
+    {
+        Kind.UNAVAILABLE: Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "A part of Interlock is not answering",
+            "Nothing is lost and nothing was half done. Wait a moment, then reload this page.",
+        ),
+        Kind.EXHAUSTED: Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "That was a bit much",
+            "Wait a moment, then reload this page.",
+        ),
+        Kind.LOST_RACE: Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Somebody was faster",
+            "The same thing was changed at the same moment. Reload this page and try again.",
+        ),
+        Kind.NOT_FOUND: Problem(
+            HTTPStatus.NOT_FOUND, "Not here", "There is nothing at this address."
+        ),
+        Kind.FORBIDDEN: Problem(
+            HTTPStatus.FORBIDDEN,
+            "Not allowed",
+            "Your account may not do this.",
+        ),
+    }
+)
+
+BY_STATUS: Mapping[HTTPStatus, Problem] = MappingProxyType(
+    {
+        HTTPStatus.NOT_FOUND: Problem(
+            HTTPStatus.NOT_FOUND,
+            "There is nothing here",
+            "The address may be mistyped, or the page has moved.",
+        ),
+        HTTPStatus.METHOD_NOT_ALLOWED: Problem(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            "Not like this",
+            "This address exists, but not for this kind of request.",
+        ),
+    }
+)
+
+INTERNAL = Problem(
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    "Something broke on our side",
+    "This is a fault of Interlock, not yours. Give your operator the request id below.",
+)
+
+
+def problem_of(error: ServiceError) -> Problem:
+    """Say in a person's words what an error is; INTERNAL for what nobody foresaw."""
+    return BY_REASON.get(error.reason) or _BY_KIND.get(error.kind) or INTERNAL
+
+
+def problem_of_status(status: HTTPStatus) -> Problem:
+    """Say in a person's words what a bare status means."""
+    return BY_STATUS.get(status) or Problem(
+        status, status.phrase, "The request could not be answered as it was sent."
+    )

@@ -1,0 +1,1 @@
+"""The worker: takes admitted requests out of the inbox and converses."""
