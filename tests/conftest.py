@@ -14,6 +14,7 @@ import pytest
 from interlock_chassis.secret import Secret
 from interlock_cli.embedded_postgres import EmbeddedPostgres, find_binaries
 from interlock_cli.scratch_databases import ScratchDatabases
+from interlock_sandbox.kms.testing import find_bao
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -36,6 +37,12 @@ def cluster() -> Iterator[ScratchDatabases]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_configure() -> None:
+    """Have containers found at loopback and removed by their tests, not by a reaper's image."""
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose tier this machine lacks, or fail it where the tier is required."""
     required = os.environ.get("INTERLOCK_REQUIRE", "").split(",")
@@ -54,7 +61,7 @@ def _lack_of_docker() -> str | None:
     if shutil.which("docker") is None:
         return "docker is not installed"
     done = subprocess.run(
-        ["docker", "version", "--format", "{{.Server.Version}}"],  # noqa: S607 - the user's own.
+        ["docker", "version", "--format", "{{.Server.Version}}"],
         capture_output=True,
         check=False,
         timeout=30,
@@ -72,4 +79,14 @@ def _lack_of_chromium() -> str | None:
     return None if any(map(shutil.which, CHROMIUM)) else "chromium is not installed"
 
 
-_TIERS = {"docker": _lack_of_docker, "node": _lack_of_node, "chromium": _lack_of_chromium}
+@cache
+def _lack_of_openbao() -> str | None:
+    return None if find_bao() else "bao is not installed"
+
+
+_TIERS = {
+    "docker": _lack_of_docker,
+    "node": _lack_of_node,
+    "chromium": _lack_of_chromium,
+    "openbao": _lack_of_openbao,
+}

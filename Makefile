@@ -1,0 +1,71 @@
+# The commands of Interlock. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo check format lint types layers stale-stubs unit fix test chaos bench \
+	images sbom audit deploy-check screenshots stubs reference
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+SHELL := /bin/bash
+
+BIN := .venv/bin
+# Linux ends the launcher with make, so that a killed make leaves nothing behind either.
+INTERLOCK := setpriv --pdeathsig TERM $(BIN)/interlock
+# Everything that is Python of ours.
+CODE := libs services sandbox tests tools bench
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Set up .venv from the hash-pinned lock (needs a network the first time)
+	@tools/setup.sh
+
+run: setup ## Start everything and stay; INTERLOCK_PORT=8080, RESET=1 starts over
+	@$(INTERLOCK) run $(if $(RESET),--reset)
+
+demo: setup ## Drive the whole product without a browser; exit 0 only if all of it worked
+	@$(INTERLOCK) demo
+
+check: setup lint types layers stale-stubs unit ## Lint, types, layers, stale stubs, unit tests
+
+lint:
+	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make fix'." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+types:
+	@$(BIN)/mypy $(CODE)
+
+layers:
+	@$(BIN)/lint-imports --no-logo
+
+stale-stubs:
+	@tools/stubs.sh check
+	@$(BIN)/python tools/configuration.py check
+
+unit:
+	@$(BIN)/pytest --quiet libs services sandbox
+
+fix: setup ## Format, and mend what the linter can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+test: setup ## Run all tests, or one file with T=path
+	@$(BIN)/pytest $(T)
+
+bench: setup ## Measure; ONLY=name for one; writes bench/results/latest.json
+	@$(BIN)/python -m bench $(ONLY)
+
+screenshots: setup ## Take a picture of every page into screenshots/ (needs Chromium)
+	@INTERLOCK_REQUIRE=chromium $(BIN)/pytest --quiet tests/e2e/test_path_browser.py
+
+stubs: setup ## Generate the gRPC stubs anew from protos/
+	@tools/stubs.sh write
+
+reference: setup ## Write docs/configuration.md anew from the settings
+	@$(BIN)/python tools/configuration.py write
+
+# Promised, and not there yet. Each says so and fails.
+chaos: ## (later) Break parts while the product runs; ONLY=name for one fault
+images: ## (later) Build the container images
+sbom: ## (later) List what the images are made of
+audit: ## (later) Search the dependencies for known weaknesses
+deploy-check: ## (later) Check the Kubernetes manifests
+chaos images sbom audit deploy-check:
+	@echo "make $@: is not there yet" >&2; exit 2

@@ -1,0 +1,58 @@
+"""The `interlock` command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="interlock",
+    help="Run Interlock on one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_DATA_DIR = Path(".interlock")
+
+
+@app.callback()
+def _interlock() -> None:
+    """Keep the commands named even while there is only one."""
+
+
+@app.command()
+def run(
+    *,
+    data_dir: Annotated[
+        Path,
+        typer.Option(envvar="INTERLOCK_DATA_DIR", help="Where keys, databases and logs are kept."),
+    ] = _DATA_DIR,
+    port: Annotated[
+        int,
+        typer.Option(envvar="INTERLOCK_PORT", min=0, max=65535, help="Port; 0 is any free one."),
+    ] = 8080,
+    reset: Annotated[bool, typer.Option("--reset", help="Start over.")] = False,
+) -> None:
+    """Start everything on this machine and stay until Ctrl-C."""
+    from interlock_cli.run import run as run_product  # noqa: PLC0415 - help needs none of it.
+
+    raise typer.Exit(run_product(data_dir, port=port, reset=reset, console=Console()))
+
+
+@app.command()
+def demo() -> None:
+    """Drive the whole product over HTTP and say whether all of it worked."""
+    from interlock_cli.demo import demo as run_demo  # noqa: PLC0415 - as above.
+
+    raise typer.Exit(run_demo(Console()))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
