@@ -503,9 +503,7 @@ async def test_a_worker_without_a_grant_gets_nothing(house: House) -> None:
     """GV-04: being the worker is not enough, and the attempt is on record."""
     await house.install("xoxb-northwind")
     assert (await refusal(house.read("")))[0] is Kind.INVALID
-    assert [each["outcome"] for each in await house.records("call.refused")] == [
-        "INVALID_ARGUMENT"
-    ]
+    assert [each["outcome"] for each in await house.records("call.refused")] == ["INVALID_ARGUMENT"]
     assert house.unwraps == 0
 
 
