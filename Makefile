@@ -4,6 +4,8 @@
 	images sbom audit deploy-check screenshots stubs reference
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/bash
+# gRPC's C core writes lines of its own to stderr, and reads this before Python could set it.
+export GRPC_VERBOSITY := ERROR
 
 BIN := .venv/bin
 # Linux ends the launcher with make, so that a killed make leaves nothing behind either.
