@@ -47,7 +47,10 @@ CREATE TABLE IF NOT EXISTS member (
 CREATE INDEX IF NOT EXISTS member_organization_idx ON member ("organizationId");
 CREATE INDEX IF NOT EXISTS member_user_idx ON member ("userId");
 """
-_GRANT = f'GRANT SELECT ON "user", organization, member TO {READER_ROLE}'
+_GRANT = f"""
+GRANT USAGE ON SCHEMA public TO {READER_ROLE};
+GRANT SELECT ON "user", organization, member TO {READER_ROLE};
+"""
 
 _PUT_PERSON = """
 INSERT INTO "user" (id, name, email, "emailVerified", "createdAt", "updatedAt")

@@ -32,6 +32,8 @@ _TOKEN_LIKE = re.compile(
 
 # At DEBUG these print what they send and receive: tokens, headers, bodies.
 _TALKATIVE = ("slack_sdk", "grpc", "aiohttp", "asyncpg", "sqlalchemy", "urllib3")
+# SQLAlchemy logs each statement at INFO, and takes the root's level for a wish to hear them.
+_QUIET = ("sqlalchemy",)
 
 
 def scrub(text: str) -> str:
@@ -87,7 +89,8 @@ def configure_logging(service: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(root.level, logging.INFO))
+        least = logging.WARNING if name in _QUIET else logging.INFO
+        logging.getLogger(name).setLevel(max(root.level, least))
     logging.captureWarnings(capture=True)
 
 
