@@ -1,5 +1,6 @@
 """The agents platform stand-in, held against the runner's own adapter and parser."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -82,6 +83,16 @@ class Stage:
         async with self.http.post(f"{self.url}/_control/faults", json=body) as response:
             assert response.status == 200
 
+    async def manage(
+        self, verb: str, path: str, person: str = "user_ada", **request: Any
+    ) -> tuple[int, Any]:
+        """Ask the Manage API as somebody; return the status and what was answered."""
+        headers = {"Authorization": f"Bearer {_token(sub=person).reveal()}"}
+        url = f"{self.url}/manage/api/projects{path}"
+        async with self.http.request(verb, url, headers=headers, **request) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if text else None
+
 
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
@@ -129,6 +140,48 @@ async def test_unlucky_agent_fails_under_http_200(stage: Stage) -> None:
     assert isinstance(events[-1], Finished)
     assert events[-1].outcome is Outcome.FAILED
     assert [each["outcome"] for each in await stage.requests()] == ["failed"]
+
+
+@pytest.mark.parametrize("shape", [1, 2, 3, 4, 5])
+async def test_every_shape_of_failure_is_one(stage: Stage, shape: int) -> None:
+    """In whichever of the platform's five ways an agent fails, the runner sees it fail."""
+    question = Question("lab", "unlucky", "c1", "m1", f"fail in shape {shape}", "app_mention")
+    events = await stage.run(question)
+    assert _text(events).startswith("Let me work that out")
+    assert isinstance(events[-1], Finished)
+    assert events[-1].outcome is Outcome.FAILED
+    assert [each["outcome"] for each in await stage.requests()] == ["failed"]
+
+
+# What each shape looks like; the first two were recorded, the others read in the platform.
+SHAPES = {
+    1: {"type": "data-operation", "data": {"type": "error", "severity": "error"}},
+    2: {"type": "error", "errorText": "Unable to process request"},
+    3: {"type": "error", "message": "Stream lifetime exceeded", "severity": "error"},
+    4: {"type": "error", "error": "Unable to process request"},
+    5: {"error": "Stream error"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_shapes_of_failure_are_the_platforms_own(stage: Stage, shape: int) -> None:
+    """Each failure has its fields, comes under HTTP 200, and ends with the classic marker."""
+    body = {"messages": [{"role": "user", "content": f"fail in shape {shape}"}]}
+    headers = _run_headers("unlucky") | {"x-inkeep-project-id": "lab"}
+    async with stage.http.post(f"{stage.url}/run/api/chat", json=body, headers=headers) as response:
+        assert response.status == 200
+        *_, failure, done = (await response.text()).strip().split("\n\n")
+    assert done == "data: [DONE]"
+    name, _, data = failure.rpartition("data: ")
+    assert name == ("event: error\n" if shape == 5 else "")
+    assert _contains(json.loads(data), SHAPES[shape])
+
+
+def _contains(whole: Any, part: Any) -> bool:
+    """Say whether every field of a part is in the whole."""
+    if isinstance(part, dict):
+        return all(_contains(whole.get(name), value) for name, value in part.items())
+    return bool(whole == part)
 
 
 async def test_silent_agent_completes_without_text(stage: Stage) -> None:
@@ -246,6 +299,44 @@ async def test_durable_runs_name_themselves_and_never_say_done(stage: Stage) -> 
     assert "[DONE]" not in text
     last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
     assert last["data"]["type"] == "completion"
+
+
+async def test_durable_run_goes_on_where_the_verdict_comes_in(stage: Stage) -> None:
+    """Its stream ends at the question; the answer to the verdict is the rest of it."""
+    body = {
+        "messages": [{"role": "user", "content": "refund please"}],
+        "conversationId": "slack-trigger-1",
+        "executionMode": "durable",
+    }
+    async with stage.http.post(
+        f"{stage.url}/run/api/chat", json=body, headers=_run_headers()
+    ) as response:
+        asked = _chunks(await response.text())
+    assert asked[-1]["type"] == "tool-approval-request"
+    assert [each["outcome"] for each in await stage.requests(ended=1)] == ["waiting"]
+    verdict = {
+        "type": "tool-call",
+        "toolCallId": asked[-1]["toolCallId"],
+        "state": "approval-responded",
+        "approval": {"id": asked[-1]["approvalId"], "approved": True},
+    }
+    answered = {
+        "conversationId": "slack-trigger-1",
+        "executionMode": "durable",
+        "messages": [{"role": "tool", "parts": [verdict]}],
+    }
+    async with stage.http.post(
+        f"{stage.url}/run/api/chat", json=answered, headers=_run_headers()
+    ) as response:
+        assert response.content_type == "text/event-stream"
+        rest = _chunks(await response.text())
+    assert rest[0]["type"] == "tool-output-available"
+    assert rest[-1]["data"]["type"] == "completion"
+    assert [each["outcome"] for each in await stage.requests()] == ["completed", "answered"]
+
+
+def _chunks(text: str) -> list[dict[str, Any]]:
+    return [json.loads(each.removeprefix("data: ")) for each in text.strip().split("\n\n")]
 
 
 @pytest.mark.parametrize("style", list(PathStyle))
@@ -375,3 +466,176 @@ async def test_bodies_of_another_form_are_400(stage: Stage, body: dict[str, Any]
     ) as response:
         assert response.status == 400
         assert (await response.json())["success"] is False
+
+
+# Members and permissions.
+
+
+async def test_permissions_tell_seeing_from_using(stage: Stage) -> None:
+    """Each person is told what they may do, with a project they do not even see too."""
+    asked = {
+        ("user_ada", "support"): (True, True, True),
+        ("user_mia", "support"): (True, True, False),
+        ("user_mia", "finance"): (True, False, False),
+        ("user_mia", "board"): (False, False, False),
+        ("user_ben", "board"): (True, True, True),
+    }
+    for (person, project), expected in asked.items():
+        status, answer = await stage.manage("GET", f"/{project}/permissions", person)
+        assert status == 200
+        may = answer["data"]
+        assert (may["canView"], may["canUse"], may["canEdit"]) == expected, (person, project)
+    assert (await stage.manage("GET", "/nowhere/permissions"))[0] == 404
+    assert (await stage.manage("GET", "/atlas/permissions"))[0] == 404
+
+
+async def test_role_in_a_project_decides_what_a_member_may_do(stage: Stage) -> None:
+    """A viewer made a member runs agents, made an administrator adds others, and loses it again."""
+    question = _question("ledger", "f1", project="finance")
+    with pytest.raises(ServiceError):
+        await stage.run(question)
+    member = {"userId": "user_mia", "role": "project_member"}
+    status, answer = await stage.manage("POST", "/finance/members", json=member)
+    assert (status, answer["data"]) == (201, member | {"projectId": "finance"})
+    assert (await stage.run(question))[-1] == Finished(Outcome.COMPLETED)
+    olga = {"userId": "user_olga", "role": "project_viewer"}
+    assert (await stage.manage("POST", "/finance/members", "user_mia", json=olga))[0] == 403
+    raised = {"role": "project_admin", "previousRole": "project_member"}
+    status, _ = await stage.manage("PATCH", "/finance/members/user_mia", json=raised)
+    assert status == 200
+    assert (await stage.manage("POST", "/finance/members", "user_mia", json=olga))[0] == 201
+    _, listed = await stage.manage("GET", "/finance/members")
+    assert {each["userId"]: each["role"] for each in listed["data"]} == {
+        "user_mia": "project_admin",
+        "user_olga": "project_viewer",
+    }
+    query = {"role": "project_admin"}
+    path = "/finance/members/user_mia"
+    assert await stage.manage("DELETE", path, params=query) == (204, None)
+    with pytest.raises(ServiceError):
+        await stage.run(_question("ledger", "f2", project="finance"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "status"),
+    [
+        ("POST", "/finance/members", {"userId": "user_mia"}, 400),
+        ("POST", "/finance/members", {"userId": "user_mia", "role": "owner"}, 400),
+        ("POST", "/finance/members", {"role": "project_member"}, 400),
+        ("POST", "/nowhere/members", {"userId": "u", "role": "project_member"}, 404),
+        ("PATCH", "/finance/members/user_mia", {"role": "project_member"}, 400),
+        ("DELETE", "/finance/members/user_mia", None, 400),
+    ],
+)
+async def test_wrong_changes_of_members_are_refused(
+    stage: Stage, verb: str, path: str, body: dict[str, str] | None, status: int
+) -> None:
+    """A role that is none, a project that is none, and a change from nothing change nothing."""
+    assert (await stage.manage(verb, path, json=body))[0] == status
+    assert (await stage.manage("GET", "/finance/members"))[1] == {"data": []}
+
+
+async def test_members_of_a_hidden_project_are_hidden(stage: Stage) -> None:
+    """Who does not see a project does not learn who is in it."""
+    assert (await stage.manage("GET", "/board/members", "user_mia"))[0] == 404
+
+
+# Trouble on demand.
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (401, "USER_TOKEN_REFUSED"),
+        (403, "AGENT_NOT_ALLOWED"),
+        (404, "AGENT_NOT_FOUND"),
+        (409, "MESSAGE_ALREADY_RUN"),
+        (429, "PLATFORM_RATE_LIMITED"),
+        (500, "PLATFORM_UNAVAILABLE"),
+        (503, "PLATFORM_UNAVAILABLE"),
+    ],
+)
+async def test_status_on_demand_is_a_problem_document(
+    stage: Stage, status: int, reason: str
+) -> None:
+    """Before the stream every failure is a problem, whose code nobody should rely on."""
+    await stage.fault(target="chat", kind="http_status", status=status)
+    with pytest.raises(ServiceError) as caught:
+        await stage.run(_question("help-desk"))
+    assert caught.value.reason == reason
+    await stage.fault(target="manage", kind="http_status", status=status)
+    answered, problem = await stage.manage("GET", "")
+    assert (answered, problem["status"]) == (status, status)
+    assert problem["error"]["code"] == problem["code"]
+    assert (problem["code"] == "internal_server_error") == (status in {401, 500})
+    assert [each["fault"] for each in await stage.requests()] == ["http_status"] * 2
+
+
+async def test_dropped_answer_leaves_the_run_done(stage: Stage) -> None:
+    """The agent ran to its end, the message id is spent, and nobody heard of it."""
+    await stage.fault(target="chat", kind="drop_reply")
+    with pytest.raises(ServiceError) as caught:
+        await stage.run(_question("help-desk", "once"))
+    assert caught.value.reason == "PLATFORM_UNAVAILABLE"
+    assert [each["outcome"] for each in await stage.requests(ended=1)] == ["completed"]
+    with pytest.raises(ServiceError) as caught:
+        await stage.run(_question("help-desk", "once"))
+    assert caught.value.reason == "MESSAGE_ALREADY_RUN"
+
+
+@pytest.mark.parametrize("kind", ["drop_reply", "cut"])
+async def test_lists_are_lost_and_cut_too(stage: Stage, kind: str) -> None:
+    """The Manage API's answers go missing as a whole, or from their middle on."""
+    # aiohttp asks once more by itself when an idle connection turns out to be closed.
+    await stage.fault(target="manage", kind=kind, count=2)
+    with pytest.raises(ServiceError) as caught:
+        await stage.platform().list_projects(_token(), "northwind")
+    assert caught.value.reason == "PLATFORM_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(("target", "kind"), [("manage", "hang"), ("manage", "delay")])
+async def test_answer_waits_on_demand(stage: Stage, target: str, kind: str) -> None:
+    """Who has less patience than the fault has seconds gives up."""
+    await stage.fault(target=target, kind=kind, seconds=0.6)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await stage.manage("GET", "")
+
+
+async def test_delayed_run_starts_late(stage: Stage) -> None:
+    """Nothing of the run has happened while it is delayed."""
+    await stage.fault(target="chat", kind="delay", seconds=0.6)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await stage.run(_question("help-desk", "late"))
+    assert (await stage.requests(ended=1))[0]["message_id"] == ""
+
+
+async def test_fault_can_be_of_one_tenant_and_of_a_count(stage: Stage) -> None:
+    """Only that tenant's requests go wrong, after some, and so many."""
+    fault = {"target": "manage", "kind": "http_status", "for_tenant": "northwind"}
+    await stage.fault(**fault, count=2, after=1)
+    olga = _token(sub="user_olga", tenantId="contoso")
+    assert await stage.platform().list_projects(olga, "contoso")
+    statuses = [(await stage.manage("GET", ""))[0] for _ in range(4)]
+    assert statuses == [200, 503, 503, 200]
+
+
+async def test_clock_set_ahead_ends_tokens(stage: Stage) -> None:
+    """A token is judged by the platform's clock, which a test can move."""
+    async with stage.http.post(f"{stage.url}/_control/clock", json={"offset_s": 301}) as response:
+        assert response.status == 200
+    with pytest.raises(ServiceError) as caught:
+        await stage.run(_question("help-desk"))
+    assert caught.value.reason == "USER_TOKEN_REFUSED"
+    assert (await stage.requests())[0]["reason"] == "expired"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"kind": "earthquake"}, {"kind": "cut", "target": "nothing"}, {"kind": "cut", "count": 0}],
+)
+async def test_wrong_faults_are_refused(stage: Stage, wrong: dict[str, Any]) -> None:
+    """A mistake in a test's own fault is told at once."""
+    async with stage.http.post(f"{stage.url}/_control/faults", json=wrong) as response:
+        assert response.status == 400

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-import aiohttp
 import pytest
 from aiohttp import web
 from slack_sdk.errors import SlackApiError
@@ -14,16 +13,12 @@ from slack_sdk.signature import Clock as SdkClock
 from slack_sdk.signature import SignatureVerifier
 from slack_sdk.web.async_client import AsyncWebClient
 
-from interlock_sandbox.config import Config
-from interlock_sandbox.server import running
 from interlock_sandbox.testing import (
     CLIENT_ID,
     CLIENT_SECRET,
     SIGNING_SECRET,
-    RecordingApp,
-    example_config,
-    install,
-    recording_app,
+    SlackStage,
+    slack_stage,
 )
 
 TEAM = "T0NORTHWIND"
@@ -35,36 +30,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:BasicAuth is deprecated:Deprecat
 LATER_S = 700
 
 
-class Clock:
-    """A clock that tests move."""
-
-    seconds = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.seconds
-
-
 @dataclass
-class Stage:
-    """A Slack with an app, and the hands to work it."""
-
-    url: str
-    config: Config
-    app: RecordingApp
-    http: aiohttp.ClientSession
-    clock: Clock
+class Stage(SlackStage):
+    """A Slack with an app, asked by Slack's own client."""
 
     def client(self, token: str | None = None) -> AsyncWebClient:
         """Return Slack's own client, pointed here."""
-        return AsyncWebClient(base_url=f"{self.url}/api/", token=token)
+        return AsyncWebClient(base_url=self.api_url, token=token)
 
-    async def code(self, installer: str = f"{TEAM}/{ADA}") -> str:
-        """Consent as an administrator."""
-        return await install(self.http, self.url, self.config, installer)
-
-    async def exchange(self, code: str, **changes: str) -> dict[str, Any]:
-        """Exchange a code as the app does."""
+    async def exchanged(self, code: str, **changes: str) -> dict[str, Any]:
+        """Exchange a code with Slack's own client."""
         arguments: dict[str, Any] = {
             "client_id": CLIENT_ID,
             "client_secret": CLIENT_SECRET,
@@ -75,21 +50,10 @@ class Stage:
         response = await self.client().oauth_v2_access(**arguments)
         return dict(response.data)  # type: ignore[arg-type]
 
-    async def installed(self) -> AsyncWebClient:
+    async def bot(self) -> AsyncWebClient:
         """Install the app and return a client with its bot token."""
-        answer = await self.exchange(await self.code())
+        answer = await self.exchanged(await self.code())
         return self.client(answer["access_token"])
-
-    async def do(self, what: str, **body: Any) -> Any:
-        """Do something as a person, through the control API."""
-        body = {"team": TEAM, "user": MIA, **body}
-        async with self.http.post(f"{self.url}/_control/{what}", json=body) as response:
-            return await response.json()
-
-    async def see(self, what: str, **query: str) -> Any:
-        """Look at something through the control API."""
-        async with self.http.get(f"{self.url}/_control/{what}", params=query) as response:
-            return await response.json()
 
     async def messages(self, user: str = MIA) -> list[dict[str, Any]]:
         """List what a person sees in #help."""
@@ -100,11 +64,8 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     """Give a Slack whose app records what it is sent."""
-    clock = Clock()
-    async with recording_app() as app, aiohttp.ClientSession() as http:
-        config = example_config(app.url, delivery_timeout_s=0.3)
-        async with running(config, clock) as urls:
-            yield Stage(urls.slack, config, app, http, clock)
+    async with slack_stage() as made:
+        yield Stage(**vars(made))
 
 
 async def _error(call: Any) -> str:
@@ -116,7 +77,7 @@ async def _error(call: Any) -> str:
 
 async def test_installing_over_http_gives_slacks_answer(stage: Stage) -> None:
     """Consent, code and exchange lead to a token in the shape of oauth.v2.access."""
-    answer = await stage.exchange(await stage.code())
+    answer = await stage.exchanged(await stage.code())
     assert answer["access_token"].startswith("xoxb-")
     assert answer["token_type"] == "bot"
     assert answer["team"] == {"id": TEAM, "name": "Northwind"}
@@ -132,15 +93,15 @@ async def test_installing_over_http_gives_slacks_answer(stage: Stage) -> None:
 async def test_code_is_good_once_and_only_for_its_app(stage: Stage) -> None:
     """A code is refused with a wrong client, a wrong redirect, a second time, or late."""
     code = await stage.code()
-    assert await _error(stage.exchange(code, client_id="9.9")) == "invalid_client_id"
-    assert await _error(stage.exchange(code, client_secret="x")) == "bad_client_secret"
-    assert await _error(stage.exchange(code, redirect_uri="http://x/")) == "bad_redirect_uri"
-    await stage.exchange(code)
-    assert await _error(stage.exchange(code)) == "code_already_used"
+    assert await _error(stage.exchanged(code, client_id="9.9")) == "invalid_client_id"
+    assert await _error(stage.exchanged(code, client_secret="x")) == "bad_client_secret"
+    assert await _error(stage.exchanged(code, redirect_uri="http://x/")) == "bad_redirect_uri"
+    await stage.exchanged(code)
+    assert await _error(stage.exchanged(code)) == "code_already_used"
     late = await stage.code()
     stage.clock.seconds += LATER_S
-    assert await _error(stage.exchange(late)) == "invalid_code"
-    assert await _error(stage.exchange("no-code")) == "invalid_code"
+    assert await _error(stage.exchanged(late)) == "invalid_code"
+    assert await _error(stage.exchanged("no-code")) == "invalid_code"
 
 
 async def test_consent_can_be_denied_and_unknown_redirects_are_not_followed(stage: Stage) -> None:
@@ -173,7 +134,7 @@ async def test_wrong_tokens_are_refused(stage: Stage, token: str | None, error: 
 
 async def test_revoked_token_stays_dead_and_uninstalls(stage: Stage) -> None:
     """Revoking the only token removes the app, and tells it so."""
-    client = await stage.installed()
+    client = await stage.bot()
     assert (await client.auth_revoke())["revoked"] is True
     assert await _error(client.auth_test()) == "account_inactive"
     kinds = [json.loads(each.body)["event"]["type"] for each in await stage.app.wait_for(2)]
@@ -182,7 +143,7 @@ async def test_revoked_token_stays_dead_and_uninstalls(stage: Stage) -> None:
 
 async def test_token_in_the_url_is_no_token(stage: Stage) -> None:
     """Tokens are read from the header or the form, as Slack does since 2020."""
-    client = await stage.installed()
+    client = await stage.bot()
     async with stage.http.get(
         f"{stage.url}/api/auth.test", params={"token": client.token or ""}
     ) as response:
@@ -191,7 +152,7 @@ async def test_token_in_the_url_is_no_token(stage: Stage) -> None:
 
 async def test_messages_and_whispers_reach_their_readers(stage: Stage) -> None:
     """A posted message is everybody's; an ephemeral one is one person's."""
-    client = await stage.installed()
+    client = await stage.bot()
     posted = await client.chat_postMessage(channel=HELP, text="for all")
     await client.chat_postEphemeral(channel=HELP, user=MIA, text="for Mia")
     assert [each["text"] for each in await stage.messages(MIA)] == ["for all", "for Mia"]
@@ -204,14 +165,14 @@ async def test_messages_and_whispers_reach_their_readers(stage: Stage) -> None:
 
 async def test_message_to_a_user_opens_the_direct_message(stage: Stage) -> None:
     """A user id is a place to post to."""
-    client = await stage.installed()
+    client = await stage.bot()
     posted = await client.chat_postMessage(channel=MIA, text="hello")
     assert str(posted["channel"]).startswith("D")
 
 
 async def test_messages_break_slacks_rules_with_slacks_errors(stage: Stage) -> None:
     """Limits and places are checked, with the codes of Slack's reference."""
-    client = await stage.installed()
+    client = await stage.bot()
     post = client.chat_postMessage
     assert await _error(post(channel="C0NOWHERE", text="x")) == "channel_not_found"
     assert await _error(post(channel=RANDOM, text="x")) == "not_in_channel"
@@ -231,7 +192,7 @@ async def test_messages_break_slacks_rules_with_slacks_errors(stage: Stage) -> N
 
 async def test_wrong_arguments_are_named(stage: Stage) -> None:
     """Unknown and missing arguments are refused, and the answer says which."""
-    client = await stage.installed()
+    client = await stage.bot()
     with pytest.raises(SlackApiError) as caught:
         await client.api_call("chat.postMessage", json={"chanel": HELP, "text": "x"})
     assert caught.value.response["error"] == "invalid_arguments"
@@ -245,7 +206,7 @@ async def test_wrong_arguments_are_named(stage: Stage) -> None:
 
 async def test_scopes_are_enforced(stage: Stage) -> None:
     """A method without its scope is refused; the answer names both sides."""
-    client = await stage.installed()
+    client = await stage.bot()
     with pytest.raises(SlackApiError) as caught:
         await client.reactions_add(channel=HELP, name="eyes", timestamp="1800000000.000001")
     assert caught.value.response["error"] == "missing_scope"
@@ -254,7 +215,7 @@ async def test_scopes_are_enforced(stage: Stage) -> None:
 
 async def test_streams_grow_and_end(stage: Stage) -> None:
     """Text appended to a stream is read at once, and nothing is added after its end."""
-    client = await stage.installed()
+    client = await stage.bot()
     root = (await stage.do("post", channel=HELP, typed="a question"))["ts"]
     started = await client.chat_startStream(
         channel=HELP, thread_ts=root, recipient_user_id=MIA, recipient_team_id=TEAM
@@ -275,7 +236,7 @@ async def test_streams_grow_and_end(stage: Stage) -> None:
 
 async def test_streams_need_a_recipient_and_stop_in_time(stage: Stage) -> None:
     """A channel's stream names its reader; an old one takes no more text."""
-    client = await stage.installed()
+    client = await stage.bot()
     root = (await stage.do("post", channel=HELP, typed="a question"))["ts"]
     start = client.chat_startStream
     assert await _error(start(channel=HELP, thread_ts=root)) == "missing_recipient_team_id"
@@ -294,7 +255,7 @@ async def test_streams_need_a_recipient_and_stop_in_time(stage: Stage) -> None:
 
 async def test_reader_stops_a_stream_and_the_app_learns_of_it(stage: Stage) -> None:
     """After the reader's stop, appending fails and an event says who stopped what."""
-    client = await stage.installed()
+    client = await stage.bot()
     root = (await stage.do("post", channel=HELP, typed="a question"))["ts"]
     started = await client.chat_startStream(
         channel=HELP, thread_ts=root, recipient_user_id=MIA, recipient_team_id=TEAM
@@ -311,14 +272,14 @@ async def test_reader_stops_a_stream_and_the_app_learns_of_it(stage: Stage) -> N
 
 async def test_people_and_conversations_are_described(stage: Stage) -> None:
     """Users, channels and threads have Slack's shapes, with pages that end."""
-    client = await stage.installed()
+    client = await stage.bot()
     user = (await client.users_info(user=MIA))["user"]
     assert user["profile"]["email"] == "mia@northwind.example"
     first = await client.conversations_list(types="public_channel", limit=2)
     assert len(first["channels"]) == 2
     cursor = first["response_metadata"]["next_cursor"]
     rest = await client.conversations_list(types="public_channel", limit=2, cursor=cursor)
-    assert [each["name"] for each in rest["channels"]] == ["random"]
+    assert [each["name"] for each in rest["channels"]] == ["random", "partners"]
     assert rest["response_metadata"]["next_cursor"] == ""
     root = (await stage.do("post", channel=HELP, typed="a question"))["ts"]
     await client.chat_postMessage(channel=HELP, thread_ts=root, text="an answer")
@@ -351,15 +312,32 @@ async def test_email_needs_its_own_scope(stage: Stage) -> None:
         allow_redirects=False,
     ) as response:
         code = parse_qs(response.headers["Location"].partition("?")[2])["code"][0]
-    answer = await stage.exchange(code)
+    answer = await stage.exchanged(code)
     user = (await stage.client(answer["access_token"]).users_info(user=MIA))["user"]
     assert "email" not in user["profile"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (
+            "@ada, 1 < 2 & @nobody knows @Ben.",
+            "<@U0ADA>, 1 &lt; 2 &amp; @nobody knows <@U0BEN>.",
+        ),
+        ("<@U0ADA>", "&lt;@U0ADA&gt;"),
+        ("@carl of another company", "<@U0CARL> of another company"),
+    ],
+)
+async def test_typed_text_is_kept_as_slack_keeps_it(stage: Stage, typed: str, kept: str) -> None:
+    """Mark-up is escaped and forges no mention; names that a person can meet become mentions."""
+    await stage.do("post", channel=HELP, typed=typed)
+    assert (await stage.messages())[-1]["text"] == kept
 
 
 async def test_mention_reaches_the_app_signed(stage: Stage) -> None:
     """The app can verify an event with Slack's own verifier, and reads Slack's envelope."""
     stage.clock.seconds = 1_800_000_000
-    await stage.installed()
+    await stage.bot()
     await stage.do("post", channel=HELP, typed="@Interlock hello")
     [got] = await stage.app.wait_for(1)
     assert got.path == "/work-apps/slack/events"
@@ -377,7 +355,7 @@ async def test_mention_reaches_the_app_signed(stage: Stage) -> None:
 
 async def test_unanswered_event_comes_again_with_the_same_id(stage: Stage) -> None:
     """A refused event is sent four times in all, each retry numbered and signed anew."""
-    await stage.installed()
+    await stage.bot()
     stage.app.answers = [web.Response(status=503) for _ in range(4)]
     await stage.do("post", channel=HELP, typed="@Interlock hello")
     attempts = await stage.app.wait_for(4)
@@ -391,7 +369,7 @@ async def test_unanswered_event_comes_again_with_the_same_id(stage: Stage) -> No
 
 async def test_silent_app_is_given_up_and_asked_again(stage: Stage) -> None:
     """An event that is not answered in time comes again, and says why."""
-    await stage.installed()
+    await stage.bot()
     await stage.do("post", channel=HELP, typed="@Interlock hello")
     await stage.app.wait_for(1)
     stage.app.silent = 1
@@ -403,7 +381,7 @@ async def test_silent_app_is_given_up_and_asked_again(stage: Stage) -> None:
 
 async def test_app_can_decline_retries(stage: Stage) -> None:
     """With x-slack-no-retry a failed event is not sent again."""
-    await stage.installed()
+    await stage.bot()
     stage.app.answers = [web.Response(status=500, headers={"x-slack-no-retry": "1"})]
     await stage.do("post", channel=HELP, typed="@Interlock hello")
     await stage.app.wait_for(1)
@@ -414,19 +392,20 @@ async def test_app_can_decline_retries(stage: Stage) -> None:
 
 async def test_direct_messages_reach_the_app_and_its_own_do_not_loop(stage: Stage) -> None:
     """A person's direct message is an event; the app's answer is marked as the app's."""
-    client = await stage.installed()
+    client = await stage.bot()
     channel = (await stage.do("open-dm"))["channel"]
     await stage.do("post", channel=channel, typed="hello")
     await client.chat_postMessage(channel=channel, text="hello yourself")
-    first, second = [json.loads(each.body)["event"] for each in await stage.app.wait_for(2)]
-    assert (first["channel_type"], first["user"]) == ("im", MIA)
-    assert "bot_id" not in first
-    assert second["bot_id"]
+    events = {each.event()["text"]: each.event() for each in await stage.app.wait_for(2)}
+    hello = events["hello"]
+    assert (hello["channel_type"], hello["user"]) == ("im", MIA)
+    assert "bot_id" not in hello
+    assert events["hello yourself"]["bot_id"]
 
 
 async def test_click_is_an_interaction_with_a_response_url(stage: Stage) -> None:
     """A button's click is signed; its response URL changes the message, five times at most."""
-    client = await stage.installed()
+    client = await stage.bot()
     button = {
         "type": "button",
         "action_id": "go",
@@ -456,7 +435,7 @@ async def test_click_is_an_interaction_with_a_response_url(stage: Stage) -> None
 
 async def test_choice_of_a_select_is_sent_with_its_state(stage: Stage) -> None:
     """A select reports the option chosen; an option it lacks cannot be chosen."""
-    client = await stage.installed()
+    client = await stage.bot()
     option = {"text": {"type": "plain_text", "text": "One"}, "value": "one"}
     select = {"type": "static_select", "action_id": "pick", "options": [option]}
     blocks = [{"type": "actions", "block_id": "b", "elements": [select]}]
@@ -473,7 +452,7 @@ async def test_choice_of_a_select_is_sent_with_its_state(stage: Stage) -> None:
 
 async def test_command_is_answered_in_the_channel_to_its_asker(stage: Stage) -> None:
     """A slash command is a signed form; its JSON answer is ephemeral unless it says otherwise."""
-    await stage.installed()
+    await stage.bot()
     stage.app.answers = [web.json_response({"text": "here is help"})]
     await stage.do("command", channel=HELP, command="/interlock", text="help")
     [got] = await stage.app.wait_for(1)
@@ -490,7 +469,7 @@ async def test_command_is_answered_in_the_channel_to_its_asker(stage: Stage) -> 
 
 async def test_modal_is_opened_filled_in_and_judged(stage: Stage) -> None:
     """A command's trigger opens a modal; the app can find fault with what is submitted."""
-    client = await stage.installed()
+    client = await stage.bot()
     await stage.do("command", channel=HELP, command="/interlock")
     [got] = await stage.app.wait_for(1)
     [trigger] = parse_qs(got.body.decode())["trigger_id"]
@@ -523,7 +502,7 @@ async def test_modal_is_opened_filled_in_and_judged(stage: Stage) -> None:
 
 async def test_faults_happen_on_demand_and_calls_are_recorded(stage: Stage) -> None:
     """Tests can make Slack fail, and read what was asked, without its secrets."""
-    client = await stage.installed()
+    client = await stage.bot()
     await stage.do("faults", method="chat.postMessage", kind="rate_limit", seconds=7)
     with pytest.raises(SlackApiError) as caught:
         await client.chat_postMessage(channel=HELP, text="x")

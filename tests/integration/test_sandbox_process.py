@@ -12,6 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from interlock_sandbox.nango.testing import connect
+
 EX_CONFIG = 78
 
 
@@ -116,3 +118,32 @@ async def test_wrong_configuration_exits_78_and_names_the_setting(config: Path) 
     assert started["line"].startswith("interlock: slack_listen: ")
     stdout, rest = await process.communicate()
     assert (process.returncode, stdout, rest) == (EX_CONFIG, b"", b"")
+
+
+async def test_nango_beside_slack_keeps_its_connections(config: Path) -> None:
+    """With a Nango configured, a workspace is connected by way of it, and stays so."""
+    api_key = "6c0c3a1e-7b1d-4c0e-9b57-0f6d6a3f9a11"
+    (config.parent / "nango-key").write_text(api_key)
+    (config.parent / "nango-webhooks").write_text("example-webhook-key-0123456789")
+    _change(
+        config,
+        nango_listen="127.0.0.1:0",
+        nango_api_key_file="nango-key",
+        nango_webhook_key_file="nango-webhooks",
+    )
+    headers = {"Authorization": f"Bearer {api_key}"}
+    body = {"allowed_integrations": ["work-apps-slack"], "tags": {"tenantId": "northwind"}}
+    process, started = await _start(config)
+    async with aiohttp.ClientSession(headers=headers) as http:
+        async with http.post(f"{started['nango']}/connect/sessions", json=body) as response:
+            session = (await response.json())["data"]
+        connection = await connect(http, session["connect_link"])
+    await _stop(process, signal.SIGTERM)
+    process, started = await _start(config)
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.get(f"{started['nango']}/connections") as response,
+    ):
+        found = (await response.json())["connections"]
+    assert [each["connection_id"] for each in found] == [connection]
+    await _stop(process, signal.SIGTERM)

@@ -36,7 +36,8 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(config) as urls:
-        _log("sandbox_started", slack=urls.slack, platform=urls.platform, auth=urls.auth)
+        nango = {"nango": urls.nango} if urls.nango else {}
+        _log("sandbox_started", slack=urls.slack, platform=urls.platform, auth=urls.auth, **nango)
         await stop.wait()
     _log("sandbox_stopped")
 

@@ -1,4 +1,4 @@
-"""A stand-in for the auth server, modelled on Better Auth 1.6.
+"""A stand-in for the auth server, held to Better Auth 1.7.
 
 Signing in takes one click. What a backend reads — the cookie, the session, the
 roles — has the shapes of the real server.
@@ -234,7 +234,7 @@ class AuthServer:
             session.active_organization_id = None
             self._changed()
             return web.json_response(None)
-        self._require_membership(session, organization_id)
+        self._require_own(session, organization_id)
         session.active_organization_id = organization_id
         self._changed()
         organization = self._directory.find_organization(organization_id)
@@ -267,21 +267,16 @@ class AuthServer:
         organization_id = request.query.get("organizationId") or session.active_organization_id
         if organization_id is None:
             return web.json_response(None)
-        if self._directory.find_membership(organization_id, session.user_id) is None:
-            _fail(
-                HTTPStatus.FORBIDDEN,
-                "USER_IS_NOT_A_MEMBER_OF_THE_ORGANIZATION",
-                "User is not a member of the organization",
-            )
         organization = self._directory.find_organization(organization_id)
+        if organization is None:
+            _fail(HTTPStatus.BAD_REQUEST, "ORGANIZATION_NOT_FOUND", "Organization not found")
+        self._require_own(session, organization_id)
         members = self._directory.list_memberships(organization_id)
-        shown = _show_organization(organization) if organization else {}
         return web.json_response(
             {
-                **shown,
+                **_show_organization(organization),
                 "members": [self._show_member(each) for each in members],
                 "invitations": [],
-                "teams": [],
             }
         )
 
@@ -382,10 +377,24 @@ class AuthServer:
             )
         return membership
 
+    def _require_own(self, session: Session, organization_id: str) -> None:
+        """Let members pass; whoever asks for another organization has none active afterwards."""
+        if self._directory.find_membership(organization_id, session.user_id) is None:
+            session.active_organization_id = None
+            self._changed()
+            _fail(
+                HTTPStatus.FORBIDDEN,
+                "USER_IS_NOT_A_MEMBER_OF_THE_ORGANIZATION",
+                "User is not a member of the organization",
+            )
+
     def _require_origin(self, request: web.Request) -> None:
         """Refuse a change that another site's page asks for in a visitor's name."""
         own = f"{request.scheme}://{request.host}"
-        if request.headers.get("Origin") not in {own, *self._trusted_origins}:
+        origin = request.headers.get("Origin", "null")
+        if origin == "null":
+            _fail(HTTPStatus.FORBIDDEN, "MISSING_OR_NULL_ORIGIN", "Missing or null Origin")
+        if origin not in {own, *self._trusted_origins}:
             _fail(HTTPStatus.FORBIDDEN, "INVALID_ORIGIN", "Invalid origin")
 
     def _sign(self, token: str) -> str:

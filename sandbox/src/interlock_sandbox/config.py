@@ -40,7 +40,13 @@ class UserTokenKey:
 
 @dataclass(frozen=True)
 class SlackApp:
-    """The one app that the Slack stand-in knows, as its owner configured it."""
+    """The one app that the Slack stand-in knows, as its owner configured it.
+
+    Attributes:
+        global_shortcuts: Callback ids of its shortcuts in the search bar.
+        message_shortcuts: Callback ids of its shortcuts in the menus of messages.
+        app_token: Its app-level token; None lets the stand-in make one.
+    """
 
     id: str
     name: str
@@ -53,6 +59,25 @@ class SlackApp:
     redirect_urls: tuple[str, ...]
     slash_commands: tuple[str, ...]
     event_subscriptions: frozenset[str]
+    global_shortcuts: tuple[str, ...] = ()
+    message_shortcuts: tuple[str, ...] = ()
+    app_token: Secret[str] | None = None
+
+
+@dataclass(frozen=True)
+class NangoListener:
+    """A Nango beside the Slack, for installs by way of it.
+
+    Attributes:
+        api_key: A UUID v4, as Nango's keys are.
+        webhook_key: What its webhooks are signed with.
+        webhook_urls: Where they go; none sends nothing.
+    """
+
+    listen: Address
+    api_key: Secret[str]
+    webhook_key: Secret[str]
+    webhook_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,15 @@ class Config:
             after the attempt before.
         delivery_timeout_s: How long Slack waits for an answer to a request.
         stream_life_s: When a streaming message stops taking text.
+        token_rotation: Whether the app has token rotation on at the start.
+        refresh_grace_s: How long a used refresh token works again.
+        rate_limits: Whether Slack's limits per method and workspace are in force.
+        history_once_a_minute: Whether Slack limits history and replies as for
+            apps outside of its Marketplace.
+        delayed_events: Whether Slack sends an event that was never taken for a
+            day more, every `delayed_event_interval_s`.
         word_delay_s: How long the scripted agents pause between words.
+        nango: None runs no Nango.
     """
 
     slack_listen: Address
@@ -84,7 +117,14 @@ class Config:
     retry_delays_s: tuple[float, ...] = (0, 60, 300)
     delivery_timeout_s: float = 3
     stream_life_s: float = 300
+    token_rotation: bool = False
+    refresh_grace_s: float = 30
+    rate_limits: bool = True
+    history_once_a_minute: bool = False
+    delayed_events: bool = False
+    delayed_event_interval_s: float = 3600
     word_delay_s: float = 0.04
+    nango: NangoListener | None = None
 
 
 _REQUIRED = frozenset(
@@ -109,6 +149,9 @@ _OPTIONAL = frozenset(
     {
         "app_name",
         "slash_commands",
+        "global_shortcuts",
+        "message_shortcuts",
+        "app_token_file",
         "event_subscriptions",
         "membership_database_url_file",
         "state_file",
@@ -116,7 +159,17 @@ _OPTIONAL = frozenset(
         "retry_delays_s",
         "delivery_timeout_s",
         "stream_life_s",
+        "token_rotation",
+        "refresh_grace_s",
+        "rate_limits",
+        "history_once_a_minute",
+        "delayed_events",
+        "delayed_event_interval_s",
         "word_delay_s",
+        "nango_listen",
+        "nango_api_key_file",
+        "nango_webhook_key_file",
+        "nango_webhook_urls",
     }
 )
 DEFAULT_SUBSCRIPTIONS = (
@@ -152,7 +205,23 @@ def load_config(path: Path) -> Config:
         retry_delays_s=values.numbers("retry_delays_s", (0, 60, 300)),
         delivery_timeout_s=values.number("delivery_timeout_s", 3),
         stream_life_s=values.number("stream_life_s", 300),
+        token_rotation=values.flag("token_rotation", default=False),
+        refresh_grace_s=values.number("refresh_grace_s", 30),
+        rate_limits=values.flag("rate_limits", default=True),
+        history_once_a_minute=values.flag("history_once_a_minute", default=False),
+        delayed_events=values.flag("delayed_events", default=False),
+        delayed_event_interval_s=values.number("delayed_event_interval_s", 3600),
         word_delay_s=values.number("word_delay_s", 0.04),
+        nango=_nango(values) if values.has("nango_listen") else None,
+    )
+
+
+def _nango(values: "_Values") -> NangoListener:
+    return NangoListener(
+        listen=values.address("nango_listen"),
+        api_key=values.secret("nango_api_key_file"),
+        webhook_key=values.secret("nango_webhook_key_file"),
+        webhook_urls=values.texts("nango_webhook_urls", ()),
     )
 
 
@@ -169,6 +238,9 @@ def _slack_app(values: "_Values") -> SlackApp:
         redirect_urls=values.texts("redirect_urls"),
         slash_commands=values.texts("slash_commands", ("/interlock",)),
         event_subscriptions=frozenset(values.texts("event_subscriptions", DEFAULT_SUBSCRIPTIONS)),
+        global_shortcuts=values.texts("global_shortcuts", ()),
+        message_shortcuts=values.texts("message_shortcuts", ()),
+        app_token=values.secret("app_token_file") if values.has("app_token_file") else None,
     )
 
 
@@ -202,6 +274,12 @@ class _Values:
 
     def number(self, key: str, default: float) -> float:
         return self._number(key, self._values.get(key, default))
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._values.get(key, default)
+        if not isinstance(value, bool):
+            _refuse(key, "must be true or false")
+        return value
 
     def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         value = self._values.get(key, default)

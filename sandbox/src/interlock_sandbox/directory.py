@@ -52,13 +52,21 @@ PEOPLE = (
     Person("user_ben", "Ben Okafor", "ben@northwind.example", "northwind", "administers it"),
     Person("user_mia", "Mia Castellanos", "mia@northwind.example", "northwind", "asks questions"),
     Person("user_olga", "Olga Petrenko", "olga@contoso.example", "contoso", "is an outsider"),
+    Person("user_greta", "Greta Vasquez", "greta@meridian.example", "meridian", "has a Grid"),
+    Person("user_hugo", "Hugo Brandt", "hugo@meridian.example", "meridian", "works in the Grid"),
 )
-ORGANIZATIONS = (Organization("northwind", "Northwind"), Organization("contoso", "Contoso"))
+ORGANIZATIONS = (
+    Organization("northwind", "Northwind"),
+    Organization("contoso", "Contoso"),
+    Organization("meridian", "Meridian"),
+)
 _FIRST_ROLES = (
     ("user_ada", "northwind", OWNER),
     ("user_ben", "northwind", ADMIN),
     ("user_mia", "northwind", MEMBER),
     ("user_olga", "contoso", OWNER),
+    ("user_greta", "meridian", OWNER),
+    ("user_hugo", "meridian", MEMBER),
 )
 
 

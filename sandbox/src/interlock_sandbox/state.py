@@ -9,7 +9,7 @@ from typing import Any
 
 from interlock_chassis.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 # A streaming answer changes many times a second; one write covers them.
 QUIET_S = 0.2
 

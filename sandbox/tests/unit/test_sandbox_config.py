@@ -52,6 +52,7 @@ def test_required_settings_are_enough(tmp_path: Path, settings: dict[str, Any]) 
     assert config.user_token_keys[0].kid == "user-1"
     assert config.membership_database_url is None
     assert config.retry_delays_s == (0, 60, 300)
+    assert (config.token_rotation, config.rate_limits) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,10 @@ def test_required_settings_are_enough(tmp_path: Path, settings: dict[str, Any]) 
         ("user_token_keys_file", "client"),
         ("stream_life_s", -1),
         ("word_delay_s", True),
+        ("token_rotation", "yes"),
+        ("rate_limits", 1),
+        ("message_shortcuts", "ask"),
+        ("app_token_file", "absent"),
     ],
 )
 def test_wrong_settings_are_named(

@@ -1,8 +1,6 @@
-"""How the Slack stand-in signs, and how it keeps what people type."""
+"""How the Slack stand-in signs."""
 
-from interlock_sandbox.slack.interactions import People
 from interlock_sandbox.slack.outbound import sign
-from interlock_sandbox.slack.world import first_workspaces
 
 # The worked example of Slack's documentation on verifying requests.
 DOCUMENTED_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
@@ -19,16 +17,3 @@ def test_signature_is_that_of_the_documented_example() -> None:
     """A request is signed as Slack signs it, byte for byte."""
     expected = "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503"
     assert sign(DOCUMENTED_SECRET, "1531420618", DOCUMENTED_BODY) == expected
-
-
-def test_typed_text_is_escaped_and_names_become_mentions() -> None:
-    """What a person types reaches the app in Slack's own form."""
-    workspace = first_workspaces()["T0NORTHWIND"]
-    typed = "@ada, 1 < 2 & @nobody knows @Ben."
-    assert People.encode(workspace, typed) == "<@U0ADA>, 1 &lt; 2 &amp; @nobody knows <@U0BEN>."
-
-
-def test_typed_mark_up_cannot_forge_a_mention() -> None:
-    """Angle brackets that a person types are text."""
-    workspace = first_workspaces()["T0NORTHWIND"]
-    assert People.encode(workspace, "<@U0ADA>") == "&lt;@U0ADA&gt;"

@@ -1,4 +1,4 @@
-"""What was asked of the platform, how it ended, and trouble on demand."""
+"""What was asked of the platform, and how it ended."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KEPT_REQUESTS = 5_000
-FAULT_KINDS = frozenset({"http_status", "cut", "hang"})
-FAULT_TARGETS = frozenset({"chat", "manage"})
 
 
 @dataclass
@@ -18,9 +16,10 @@ class Record:
 
     Attributes:
         outcome: `refused`; `answered` for what needs no agent; for runs
-            `running`, then `completed`, `failed`, or `cancelled` when the
-            asker hung up.
+            `running`, then `completed`, `failed`, `waiting` for a person whose
+            verdict continues it elsewhere, or `cancelled` when the asker hung up.
         reason: Why it was refused.
+        fault: The kind of fault that it met on demand.
         ended: Set when nothing more will happen to it.
     """
 
@@ -41,6 +40,7 @@ class Record:
     status: int = 0
     outcome: str = "running"
     reason: str = ""
+    fault: str = ""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def show(self) -> dict[str, Any]:
@@ -49,27 +49,12 @@ class Record:
         return {name: getattr(self, name) for name in names} | {"ended": self.ended.is_set()}
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong with a coming request.
-
-    Attributes:
-        kind: `http_status` answers that status; `cut` ends the connection in
-            the middle of an answer; `hang` falls silent there for `seconds`.
-    """
-
-    kind: str
-    status: int
-    seconds: float
-
-
 @dataclass
 class Records:
-    """The latest requests, the tokens they carried, and the faults that wait."""
+    """The latest requests, and the tokens they carried."""
 
     requests: deque[Record] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
     tokens: dict[str, None] = field(default_factory=dict)
-    faults: dict[str, deque[Fault]] = field(default_factory=dict)
     asked: int = 0
 
     def begin(self, at: float, method: str, path: str) -> Record:
@@ -85,12 +70,3 @@ class Records:
         if found:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(found.ended.wait(), seconds)
-
-    def add_faults(self, target: str, fault: Fault, count: int) -> None:
-        """Let the next requests of a target go wrong."""
-        self.faults.setdefault(target, deque()).extend([fault] * count)
-
-    def next_fault(self, target: str) -> Fault | None:
-        """Take the fault that waits for a request of this target, if one does."""
-        waiting = self.faults.get(target)
-        return waiting.popleft() if waiting else None

@@ -45,6 +45,15 @@ def refuse_unauthorized(reason: str) -> NoReturn:
     refuse(HTTPStatus.UNAUTHORIZED, code, "Unauthorized", reason=reason)
 
 
+def refuse_status(status: HTTPStatus) -> NoReturn:
+    """Refuse for no other reason than that the status was asked for."""
+    reason = "trouble on demand"
+    if status is HTTPStatus.UNAUTHORIZED:
+        refuse_unauthorized(reason)
+    code = status.phrase.lower().replace(" ", "_")
+    refuse(status, code, status.phrase, reason=reason)
+
+
 def refuse_body(problem: str) -> NoReturn:
     """Refuse a body or query that breaks the schema."""
     error = {"name": "ZodError", "message": problem}

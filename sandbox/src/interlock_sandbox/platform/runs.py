@@ -12,10 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
+from interlock_sandbox.faults import Fault
 from interlock_sandbox.platform.catalog import Agent
-from interlock_sandbox.platform.records import Fault, Record
+from interlock_sandbox.platform.records import Record
 from interlock_sandbox.platform.refusals import refuse, refuse_body
-from interlock_sandbox.platform.scripts import SCRIPTS, Asking, Chunk
+from interlock_sandbox.platform.scripts import SCRIPTS, Asking, Chunk, NamedEvent, Piece
 
 # How much of an answer is sent before a connection is cut, or falls silent.
 WORDS_BEFORE_TROUBLE = 4
@@ -112,6 +113,7 @@ class Approvals:
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, str, str], asyncio.Future[bool]] = {}
+        self._parked: dict[tuple[str, str, str], AsyncGenerator[Piece, None]] = {}
 
     def ask(self, record: Record, call: str) -> asyncio.Future[bool]:
         """Return what a person will say about a tool call of this run."""
@@ -121,8 +123,18 @@ class Approvals:
         verdict.add_done_callback(lambda _: self._waiting.pop(key, None))
         return verdict
 
-    def answer(self, record: Record, verdicts: dict[str, bool]) -> dict[str, Any]:
+    def park(self, record: Record, call: str, rest: AsyncGenerator[Piece, None]) -> None:
+        """Keep the rest of a durable run, which goes on where the verdict comes in."""
+        record.outcome = "waiting"
+        self._parked[record.tenant_id, record.conversation_id, call] = rest
+
+    def answer(
+        self, record: Record, verdicts: dict[str, bool]
+    ) -> tuple[dict[str, Any], AsyncGenerator[Piece, None] | None]:
         """Let the runs go on whose tool calls were judged.
+
+        Returns:
+            The answer, and the rest of a run that was parked.
 
         Raises:
             Refusal: The body names no conversation, or none of its calls waits.
@@ -132,39 +144,58 @@ class Approvals:
         keys = {call: (record.tenant_id, record.conversation_id, call) for call in verdicts}
         if not set(keys.values()) <= self._waiting.keys():
             refuse(HTTPStatus.NOT_FOUND, "not_found", "No such approval")
+        rest = None
         for call, key in keys.items():
             self._waiting.pop(key).set_result(verdicts[call])
+            rest = self._parked.pop(key, rest)
         results = [{"toolCallId": call, "approved": said} for call, said in verdicts.items()]
-        return {"success": True, "results": results}
+        return {"success": True, "results": results}, rest
 
 
-async def answer_chunks(
+async def answer_pieces(
     agent: Agent, record: Record, asking: Asking, *, durable: bool
-) -> AsyncGenerator[Chunk, None]:
+) -> AsyncGenerator[Piece, None]:
     """Yield what an agent says, with the platform's own chunks around it."""
     if not durable:
         yield {"type": "start", "messageId": record.message_id}
     details = {"sessionId": f"chatds-{record.number}", "agentId": agent.id}
     yield _operation("agent_initializing", details)
-    async with aclosing(SCRIPTS[agent.script](asking)) as chunks:
-        async for chunk in chunks:
-            data = chunk.get("data")
-            if isinstance(data, dict) and data.get("type") == "error":
-                record.outcome = "failed"
-            yield chunk
-    if record.outcome != "failed":
+    failed = False
+    async with aclosing(SCRIPTS[agent.script](asking)) as pieces:
+        async for piece in pieces:
+            if _is_failure(piece):
+                record.outcome, failed = "failed", True
+            yield piece
+    if not failed:
         record.outcome = "completed"
         yield _operation("completion", {"agent": agent.id, "iteration": 1})
 
 
+def _is_failure(piece: Piece) -> bool:
+    """Say whether a piece tells of a failure, in any of the platform's five ways."""
+    match piece:
+        case NamedEvent(name="error") | {"type": "error"}:
+            return True
+        case {"type": "data-operation", "data": {"type": "error"}}:
+            return True
+        case _:
+            return False
+
+
 async def stream_answer(
     request: web.Request,
-    chunks: AsyncGenerator[Chunk, None],
+    pieces: AsyncGenerator[Piece, None],
     *,
+    record: Record,
+    approvals: Approvals,
     durable: bool,
     fault: Fault | None,
 ) -> web.StreamResponse:
-    """Stream an answer; a fault strikes after a few words of it."""
+    """Stream an answer; a fault strikes after a few words of it.
+
+    A durable run that asks for approval ends its stream; the rest of it is
+    streamed to whoever brings the verdict.
+    """
     response = web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream",
@@ -176,26 +207,32 @@ async def stream_answer(
     )
     await response.prepare(request)
     words = 0
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            words += chunk["type"] == "text-delta"
+    try:
+        async for piece in pieces:
+            words += _is_word(piece)
             if fault and words > WORDS_BEFORE_TROUBLE:
                 await _strike(request, fault)
                 fault = None
-            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            await response.write(_frame(piece))
+            if durable and (call := _awaited_call(piece)):
+                approvals.park(record, call, pieces)
+                return response
+    finally:
+        if record.outcome != "waiting":
+            await pieces.aclose()
     if not durable:
         await response.write(b"data: [DONE]\n\n")
     return response
 
 
 async def whole_answer(
-    record: Record, agent: Agent, chunks: AsyncGenerator[Chunk, None]
+    record: Record, agent: Agent, pieces: AsyncGenerator[Piece, None]
 ) -> web.Response:
     """Answer in one piece, for those who asked for no stream."""
     text = ""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            text += chunk.get("delta", "")
+    async with aclosing(pieces):
+        async for piece in pieces:
+            text += piece.get("delta", "") if isinstance(piece, dict) else ""
     failed = record.outcome == "failed"
     message = {"role": "assistant", "content": "Unable to process request" if failed else text}
     choice = {"index": 0, "message": message, "finish_reason": "error" if failed else "stop"}
@@ -209,6 +246,25 @@ async def whole_answer(
             "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         }
     )
+
+
+def _is_word(piece: Piece) -> bool:
+    return isinstance(piece, dict) and piece["type"] == "text-delta"
+
+
+def _awaited_call(piece: Piece) -> str:
+    """Return the tool call that a piece asks a person about."""
+    match piece:
+        case {"type": "tool-approval-request", "toolCallId": str(call)}:
+            return call
+        case _:
+            return ""
+
+
+def _frame(piece: Piece) -> bytes:
+    if isinstance(piece, NamedEvent):
+        return f"event: {piece.name}\ndata: {json.dumps(piece.data)}\n\n".encode()
+    return f"data: {json.dumps(piece)}\n\n".encode()
 
 
 def _operation(kind: str, details: dict[str, Any]) -> Chunk:

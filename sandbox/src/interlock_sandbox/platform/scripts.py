@@ -12,11 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 Chunk = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NamedEvent:
+    """A server-sent event with a name, which ordinary chunks have not."""
+
+    name: str
+    data: dict[str, Any]
+
+
+Piece = Chunk | NamedEvent
 # How long an approval may wait before the run ends by itself, as on the real platform.
 APPROVAL_LIFE_S = 600
 # Enough volumes to pass the 12,000 characters that Slack takes in one message.
 TOME_VOLUMES = 6
 _WORD = re.compile(r"\S+\s*|\s+")
+_SHAPE = re.compile(r"\bshape ([1-5])\b")
 _ORDER = re.compile(r"\b[A-Z]{0,3}-?\d{3,8}\b")
 
 
@@ -36,7 +48,7 @@ class Asking:
     approve: Callable[[str], asyncio.Future[bool]]
 
 
-Script = Callable[[Asking], AsyncGenerator[Chunk, None]]
+Script = Callable[[Asking], AsyncGenerator[Piece, None]]
 
 
 @dataclass(frozen=True)
@@ -179,16 +191,48 @@ async def tome(asking: Asking) -> AsyncGenerator[Chunk, None]:
             yield {"type": "text-end", "id": block}
 
 
-async def unlucky(asking: Asking) -> AsyncGenerator[Chunk, None]:
-    """Fail in the middle, in the way the real platform mostly does."""
+async def unlucky(asking: Asking) -> AsyncGenerator[Piece, None]:
+    """Fail in the middle, in the way the real platform mostly does.
+
+    A question with `shape 2` to `shape 5` gets one of its other ways.
+    """
     async for chunk in _say(asking, "Let me work that out. First I gather the figures, and then"):
         yield chunk
-    for agent, message in (
-        ("unlucky", "Maximum error limit (3) reached"),
-        ("system", "Unable to process request"),
-    ):
-        error = {"type": "error", "message": message, "agent": agent, "severity": "error"}
-        yield {"type": "data-operation", "data": error}
+    found = _SHAPE.search(asking.prompt)
+    for piece in _FAILURES[int(found[1]) if found else 1]:
+        yield piece
+
+
+_TROUBLE, _TROUBLED_AT = "Unable to process request", 1_795_297_784_331
+_FAILURES: dict[int, tuple[Piece, ...]] = {
+    1: tuple(
+        {
+            "type": "data-operation",
+            "data": {
+                "type": "error",
+                "message": message,
+                "agent": agent,
+                "severity": "error",
+                "timestamp": _TROUBLED_AT,
+            },
+        }
+        for agent, message in (
+            ("unlucky", "Maximum error limit (3) reached"),
+            ("system", _TROUBLE),
+        )
+    ),
+    2: ({"type": "error", "errorText": _TROUBLE},),
+    3: (
+        {
+            "type": "error",
+            "message": "Stream lifetime exceeded",
+            "severity": "error",
+            "timestamp": _TROUBLED_AT,
+        },
+    ),
+    4: ({"type": "error", "error": _TROUBLE},),
+    5: (NamedEvent("error", {"error": "Stream error"}),),
+}
 
 
 async def silent(asking: Asking) -> AsyncGenerator[Chunk, None]:

@@ -3,33 +3,38 @@
 Every call is made as a user, proved by a slackUser token.
 """
 
-import dataclasses
+import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
 
+from interlock_sandbox.clock import VirtualClock
 from interlock_sandbox.config import UserTokenKey
 from interlock_sandbox.directory import CREATED_AT, Directory
+from interlock_sandbox.faults import Fault, Faults, cut_short
 from interlock_sandbox.platform.catalog import (
+    PROJECT_ROLES,
+    Access,
     Agent,
+    Permissions,
     Project,
     find_project,
-    may_run,
-    visible_projects,
 )
-from interlock_sandbox.platform.records import FAULT_KINDS, FAULT_TARGETS, Fault, Record, Records
+from interlock_sandbox.platform.records import Record, Records
 from interlock_sandbox.platform.refusals import (
     Refusal,
     refuse,
     refuse_body,
+    refuse_status,
     refuse_unauthorized,
 )
 from interlock_sandbox.platform.runs import (
     Approvals,
-    answer_chunks,
+    ChatBody,
+    answer_pieces,
     read_chat_body,
     stream_answer,
     whole_answer,
@@ -40,8 +45,11 @@ from interlock_sandbox.web import CONTROL, ControlBody
 from interlock_sandbox.web import refuse as refuse_control
 
 MAX_PAGE = 100
-MAX_FAULTS = 1000
 MAX_WAIT_S = 10
+# `http_status` answers instead of acting; `delay` waits and then acts; `drop_reply`
+# acts and never answers; `cut` and `hang` strike in the middle of an answer.
+FAULT_KINDS = frozenset({"http_status", "delay", "drop_reply", "cut", "hang"})
+FAULT_TARGETS = frozenset({"chat", "manage", "*"})
 STYLES = ("/manage/api/projects", "/manage/tenants/{tenant}/projects")
 
 
@@ -62,63 +70,169 @@ class Platform:
         now: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
+        rows = saved or {}
         self._directory = directory
+        self._access = Access(directory, rows.get("members"))
         self._keys = keys
         self._word_delay_s = word_delay_s
-        self._now = now
+        self._now = VirtualClock(now)
         self._changed = changed
         self._records = Records()
+        self._faults = Faults(FAULT_KINDS)
         self._approvals = Approvals()
-        rows = saved["messages"] if saved else []
-        self._messages: set[tuple[str, str]] = {(tenant, message) for tenant, message in rows}
+        self._messages: set[tuple[str, str]] = {(t, m) for t, m in rows.get("messages", [])}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what a restart needs: message ids are never run twice."""
-        return {"messages": [list(each) for each in sorted(self._messages)]}
+        """Return what a restart needs: message ids, never run twice, and project roles."""
+        return {
+            "messages": [list(each) for each in sorted(self._messages)],
+            "members": self._access.snapshot(),
+        }
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the two APIs and the control routes."""
         return [
             *(web.get(path, self._list_projects) for path in STYLES),
-            *(web.get(f"{path}/{{project}}/agents", self._list_agents) for path in STYLES),
+            *(route for path in STYLES for route in self._project_routes(f"{path}/{{project}}")),
             web.post("/run/api/chat", self._chat),
             web.get(f"{CONTROL}/requests", self._list_requests),
             web.get(f"{CONTROL}/secrets", self._secrets),
             web.get(f"{CONTROL}/faults", self._list_faults),
             web.post(f"{CONTROL}/faults", self._add_fault),
             web.delete(f"{CONTROL}/faults", self._clear_faults),
+            *self._now.routes(),
+        ]
+
+    def _project_routes(self, path: str) -> list[web.AbstractRouteDef]:
+        return [
+            web.get(f"{path}/agents", self._list_agents),
+            web.get(f"{path}/permissions", self._show_permissions),
+            web.get(f"{path}/members", self._list_members),
+            web.post(f"{path}/members", self._add_member),
+            web.patch(f"{path}/members/{{user}}", self._change_member),
+            web.delete(f"{path}/members/{{user}}", self._remove_member),
         ]
 
     # The Manage API.
 
     async def _list_projects(self, request: web.Request) -> web.StreamResponse:
-        with self._recorded(request) as record:
-            try:
-                seen = self._visible(request, record)
-                nested = request.query.get("include") == "agents"
-                rows = [_show_project(each, nested=nested) for each in seen]
-                return _answer(record, _page(request, rows))
-            except Refusal as refusal:
-                return _refused(record, refusal)
+        def answer(caller: Caller, _record: Record) -> web.Response:
+            nested = request.query.get("include") == "agents"
+            seen = self._access.visible(caller.tenant_id, caller.user_id)
+            rows = [_show_project(each, nested=nested) for each in seen]
+            return web.json_response(_page(request, rows))
+
+        return await self._manage(request, answer)
 
     async def _list_agents(self, request: web.Request) -> web.StreamResponse:
+        def answer(caller: Caller, record: Record) -> web.Response:
+            project, _ = self._project(request, record, caller)
+            rows = [_show_agent(project, each) for each in project.agents]
+            return web.json_response(_page(request, rows))
+
+        return await self._manage(request, answer)
+
+    async def _show_permissions(self, request: web.Request) -> web.StreamResponse:
+        """Tell the caller what they may do; who sees nothing of a project may ask too."""
+
+        def answer(caller: Caller, record: Record) -> web.Response:
+            record.project_id = request.match_info["project"]
+            project = find_project(caller.tenant_id, record.project_id)
+            if project is None:
+                refuse(HTTPStatus.NOT_FOUND, "not_found", "Project not found")
+            may = self._access.of(project, caller.user_id)
+            shown = {"canView": may.view, "canUse": may.use, "canEdit": may.edit}
+            return web.json_response({"data": shown})
+
+        return await self._manage(request, answer)
+
+    async def _list_members(self, request: web.Request) -> web.StreamResponse:
+        def answer(caller: Caller, record: Record) -> web.Response:
+            project, _ = self._project(request, record, caller)
+            return web.json_response({"data": self._access.members(project)})
+
+        return await self._manage(request, answer)
+
+    async def _add_member(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_json(request)
+
+        def answer(caller: Caller, record: Record) -> web.Response:
+            project = self._own_project(request, record, caller)
+            user, role = _text(body, "userId"), _role(body, "role")
+            self._access.grant(project, user, role)
+            return self._member_changed(project, user, role, HTTPStatus.CREATED)
+
+        return await self._manage(request, answer)
+
+    async def _change_member(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_json(request)
+
+        def answer(caller: Caller, record: Record) -> web.Response:
+            project = self._own_project(request, record, caller)
+            user, role = request.match_info["user"], _role(body, "role")
+            if "previousRole" not in body:
+                refuse(HTTPStatus.BAD_REQUEST, "bad_request", "previousRole is required")
+            self._access.revoke(project, user, _role(body, "previousRole"))
+            self._access.grant(project, user, role)
+            return self._member_changed(project, user, role, HTTPStatus.OK)
+
+        return await self._manage(request, answer)
+
+    async def _remove_member(self, request: web.Request) -> web.StreamResponse:
+        def answer(caller: Caller, record: Record) -> web.Response:
+            project = self._own_project(request, record, caller)
+            role = _role(dict(request.query), "role")
+            self._access.revoke(project, request.match_info["user"], role)
+            self._changed()
+            return web.Response(status=HTTPStatus.NO_CONTENT)
+
+        return await self._manage(request, answer)
+
+    def _member_changed(
+        self, project: Project, user: str, role: str, status: HTTPStatus
+    ) -> web.Response:
+        self._changed()
+        shown = {"userId": user, "role": role, "projectId": project.id}
+        return web.json_response({"data": shown}, status=status)
+
+    async def _manage(
+        self, request: web.Request, answer: Callable[[Caller, Record], web.Response]
+    ) -> web.StreamResponse:
+        """Answer a request of the Manage API, with the fault that waits for it."""
         with self._recorded(request) as record:
             try:
-                record.project_id = request.match_info["project"]
-                for project in self._visible(request, record):
-                    if project.id == record.project_id:
-                        rows = [_show_agent(project, each) for each in project.agents]
-                        return _answer(record, _page(request, rows))
-                refuse(HTTPStatus.NOT_FOUND, "not_found", "Project not found")
+                caller = self._authenticate(request, record)
+                fault = await self._meet_fault("manage", record)
+                if request.match_info.get("tenant", caller.tenant_id) != caller.tenant_id:
+                    refuse(HTTPStatus.FORBIDDEN, "forbidden", "The token is of another tenant")
+                response = answer(caller, record)
             except Refusal as refusal:
                 return _refused(record, refusal)
+            record.status, record.outcome = response.status, "answered"
+            if fault and fault.kind == "cut":
+                return await cut_short(request, response)
+            if fault and fault.kind == "hang":
+                await asyncio.sleep(fault.seconds)
+            if fault and fault.kind == "drop_reply" and request.transport:
+                request.transport.abort()
+            return response
 
-    def _visible(self, request: web.Request, record: Record) -> list[Project]:
-        caller = self._authenticate(request, record)
-        self._meet_fault("manage")
-        if request.match_info.get("tenant", caller.tenant_id) != caller.tenant_id:
-            refuse(HTTPStatus.FORBIDDEN, "forbidden", "The token is of another tenant")
-        return visible_projects(self._directory, caller.tenant_id, caller.user_id)
+    def _project(
+        self, request: web.Request, record: Record, caller: Caller
+    ) -> tuple[Project, Permissions]:
+        """Return the project that a path names, if the caller sees it."""
+        record.project_id = request.match_info["project"]
+        project = find_project(caller.tenant_id, record.project_id)
+        may = self._access.of(project, caller.user_id) if project else None
+        if project is None or may is None or not may.view:
+            refuse(HTTPStatus.NOT_FOUND, "not_found", "Project not found")
+        return project, may
+
+    def _own_project(self, request: web.Request, record: Record, caller: Caller) -> Project:
+        project, may = self._project(request, record, caller)
+        if not may.edit:
+            refuse(HTTPStatus.FORBIDDEN, "forbidden", "Requires permission: edit")
+        return project
 
     # The Run API.
 
@@ -126,22 +240,62 @@ class Platform:
         with self._recorded(request) as record:
             try:
                 caller = self._authenticate(request, record)
-                fault = self._meet_fault("chat")
+                fault = await self._meet_fault("chat", record)
                 agent = self._chosen_agent(request, record, caller)
                 body = await read_chat_body(request)
                 record.conversation_id = body.conversation_id
                 if body.verdicts is not None:
-                    return _answer(record, self._approvals.answer(record, body.verdicts))
+                    return await self._judge(request, record, body.verdicts, fault)
                 record.prompt, record.message_id = body.question, body.message_id
                 self._claim_message(record)
             except Refusal as refusal:
                 return _refused(record, refusal)
             record.status = HTTPStatus.OK
-            asking = self._asking(caller, record)
-            chunks = answer_chunks(agent, record, asking, durable=body.durable)
-            if body.stream or body.durable:
-                return await stream_answer(request, chunks, durable=body.durable, fault=fault)
-            return await whole_answer(record, agent, chunks)
+            return await self._run(request, record, (caller, agent, body), fault)
+
+    async def _run(
+        self,
+        request: web.Request,
+        record: Record,
+        asked: tuple[Caller, Agent, ChatBody],
+        fault: Fault | None,
+    ) -> web.StreamResponse:
+        caller, agent, body = asked
+        pieces = answer_pieces(agent, record, self._asking(caller, record), durable=body.durable)
+        if fault and fault.kind == "drop_reply":
+            # The agent does all of its work, and nobody hears of it.
+            async with aclosing(pieces):
+                async for _ in pieces:
+                    pass
+            if request.transport:
+                request.transport.abort()
+            return web.Response()
+        if not body.stream and not body.durable:
+            return await whole_answer(record, agent, pieces)
+        return await stream_answer(
+            request,
+            pieces,
+            record=record,
+            approvals=self._approvals,
+            durable=body.durable,
+            fault=fault,
+        )
+
+    async def _judge(
+        self,
+        request: web.Request,
+        record: Record,
+        verdicts: dict[str, bool],
+        fault: Fault | None,
+    ) -> web.StreamResponse:
+        """Take a person's verdict; a durable run goes on in the answer."""
+        answer, rest = self._approvals.answer(record, verdicts)
+        record.status, record.outcome = HTTPStatus.OK, "answered"
+        if rest is None:
+            return web.json_response(answer)
+        return await stream_answer(
+            request, rest, record=record, approvals=self._approvals, durable=True, fault=fault
+        )
 
     def _chosen_agent(self, request: web.Request, record: Record, caller: Caller) -> Agent:
         record.entry_point = request.headers.get("x-inkeep-invocation-entry-point", "")
@@ -154,7 +308,7 @@ class Platform:
         if project is None or agent is None:
             refuse(HTTPStatus.NOT_FOUND, "not_found", "Agent not found")
         opened = caller.authorized_project == project.id
-        if not opened and not may_run(self._directory, project, caller.user_id):
+        if not opened and not self._access.of(project, caller.user_id).use:
             # The real platform answers 401 here too, not 403.
             refuse_unauthorized(f"{caller.user_id} may not use project {project.id}")
         return agent
@@ -206,10 +360,16 @@ class Platform:
         record.slack_team_id, record.slack_user_id = caller.slack_team_id, caller.slack_user_id
         return caller
 
-    def _meet_fault(self, target: str) -> Fault | None:
-        fault = self._records.next_fault(target)
-        if fault and fault.kind == "http_status":
-            refuse(HTTPStatus(fault.status), "fault", "Trouble on demand")
+    async def _meet_fault(self, target: str, record: Record) -> Fault | None:
+        """Return the fault that strikes a request later, after what it does at once."""
+        fault = self._faults.take(target, record.tenant_id)
+        if fault is None:
+            return None
+        record.fault = fault.kind
+        if fault.kind == "http_status":
+            refuse_status(HTTPStatus(fault.status))
+        if fault.kind == "delay":
+            await asyncio.sleep(fault.seconds)
         return fault
 
     # Control.
@@ -231,40 +391,53 @@ class Platform:
 
     async def _list_faults(self, _request: web.Request) -> web.Response:
         """List the faults that still wait for a request."""
-        rows = {
-            target: [dataclasses.asdict(each) for each in waiting]
-            for target, waiting in self._records.faults.items()
-            if waiting
-        }
-        return web.json_response({"faults": rows})
+        return web.json_response({"faults": self._faults.show()})
 
     async def _add_fault(self, request: web.Request) -> web.Response:
-        """Let the next `count` requests of `target` (`chat`, `manage`) go wrong as `kind` says."""
+        """Let coming requests of `target`, of `for_tenant` if named, go wrong as `kind` says."""
         body = await ControlBody.of(request)
-        kind, target, count = body.text("kind"), body.text("target"), int(body.number("count", 1))
-        status = int(body.number("status", HTTPStatus.SERVICE_UNAVAILABLE))
-        if kind not in FAULT_KINDS or target not in FAULT_TARGETS:
-            known = f"kind is one of {sorted(FAULT_KINDS)}, target one of {sorted(FAULT_TARGETS)}"
-            refuse_control(HTTPStatus.BAD_REQUEST, known)
-        if not 1 <= count <= MAX_FAULTS or status not in set(HTTPStatus):
-            refuse_control(HTTPStatus.BAD_REQUEST, f"count is 1 to {MAX_FAULTS}, status HTTP's")
-        self._records.add_faults(target, Fault(kind, status, body.number("seconds", 60)), count)
+        target = body.text("target", "*")
+        if target not in FAULT_TARGETS:
+            refuse_control(HTTPStatus.BAD_REQUEST, f"target is one of {sorted(FAULT_TARGETS)}")
+        self._faults.add(
+            body,
+            target=target,
+            place=body.text("for_tenant", ""),
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+        )
         return await self._list_faults(request)
 
     async def _clear_faults(self, request: web.Request) -> web.Response:
         """Forget the faults that wait."""
-        self._records.faults.clear()
+        self._faults.clear()
         return await self._list_faults(request)
-
-
-def _answer(record: Record, body: dict[str, Any]) -> web.Response:
-    record.status, record.outcome = HTTPStatus.OK, "answered"
-    return web.json_response(body)
 
 
 def _refused(record: Record, refusal: Refusal) -> web.Response:
     record.status, record.outcome, record.reason = refusal.status, "refused", refusal.reason
     return refusal.response()
+
+
+async def _read_json(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else {}
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        refuse_body(f"{name}: required")
+    return value
+
+
+def _role(body: dict[str, Any], name: str) -> str:
+    role = _text(body, name)
+    if role not in PROJECT_ROLES:
+        refuse_body(f"{name}: must be one of {sorted(PROJECT_ROLES)}")
+    return role
 
 
 def _page(request: web.Request, rows: list[dict[str, Any]]) -> dict[str, Any]:

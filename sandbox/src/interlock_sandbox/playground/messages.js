@@ -117,6 +117,7 @@ export function renderMessage(message, { names, hands, replies = 0, inThread = f
       isWhisper(message) && whisperLabel(message, hands),
       tasks(message.sandbox?.tasks ?? []),
       content(message, names, hands),
+      files(message.files ?? []),
       streaming === "open" && streamFoot(message, author, hands),
       streaming === "stopped" && make("p", { className: "soft" }, "Stopped."),
       reactions(message.reactions ?? [], names),
@@ -165,6 +166,14 @@ function content(message, names, hands) {
     rendered.unshift(make("div", { className: "words block" }, text));
   }
   return rendered;
+}
+
+function files(listed) {
+  if (!listed.length) {
+    return null;
+  }
+  const rows = listed.map((file) => make("li", {}, `${file.title} (${file.size} bytes)`));
+  return make("ul", { className: "files" }, rows);
 }
 
 const TASK_MARKS = { pending: "○", in_progress: "◐", complete: "●", error: "✕" };

@@ -360,7 +360,9 @@ class Playground {
   }
 
   names() {
-    const { users, channels } = this.workspace();
+    const { users: members, strangers, channels } = this.workspace();
+    // People of other companies are met in shared channels only.
+    const users = [...members, ...strangers];
     const user = (id) => users.find((each) => each.id === id);
     return {
       me: this.here.user,

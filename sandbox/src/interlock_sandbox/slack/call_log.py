@@ -17,7 +17,9 @@ class Record:
     """One call as it was asked, without its secrets.
 
     Attributes:
+        team: The Workspace or Enterprise whose token asked.
         acted: The method did its work, whatever answer arrived.
+        error: Why it did not.
         fault: The kind of fault that the call met on demand.
     """
 

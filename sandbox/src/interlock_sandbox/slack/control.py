@@ -1,127 +1,128 @@
-"""The control API of the Slack stand-in: people's hands, faults, and records.
+"""The control API of the Slack stand-in: what people see, and their hands.
 
 Tests, the demo and the playground use it. It is not part of Slack.
 """
 
 import asyncio
-import base64
-import binascii
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Literal, get_args
+from typing import Any
 
 from aiohttp import web
 
 from interlock_sandbox.config import Config
 from interlock_sandbox.slack.call import Slack
-from interlock_sandbox.slack.call_log import CallLog
+from interlock_sandbox.slack.files import Uploads
 from interlock_sandbox.slack.interactions import NotPossible, People
+from interlock_sandbox.slack.model import JSON, Channel, Message, User, Workspace
 from interlock_sandbox.slack.outbound import Answer
-from interlock_sandbox.slack.web_api import FAULT_KINDS, Fault, WebApi
-from interlock_sandbox.slack.world import JSON, Message, User, Workspace, render
+from interlock_sandbox.slack.world import World, new_id
 from interlock_sandbox.web import CONTROL, ControlBody, refuse
 
 # A comment this often keeps an idle news stream from looking dead.
 FEED_HEARTBEAT_S = 15
-MAX_FAULTS = 1000
-MAX_WAIT_S = 10
-Target = Literal["events", "interactions", "commands"]
 
 
 class Control:
-    """Routes under `/_control`."""
+    """Routes under `/_control` that see and do what people see and do."""
 
-    def __init__(
-        self,
-        config: Config,
-        slack: Slack,
-        *,
-        people: People,
-        api: WebApi,
-        log: CallLog,
-    ) -> None:
+    def __init__(self, config: Config, slack: Slack, people: People, uploads: Uploads) -> None:
         self._config = config
         self._world = slack.world
-        self._outbound = slack.outbound
+        self._events = slack.events
         self._views = slack.views
         self._people = people
-        self._api = api
-        self._log = log
+        self._uploads = uploads
 
     def routes(self) -> list[web.AbstractRouteDef]:
-        """Return all control routes."""
+        """Return the routes."""
+        hands = {
+            "post": self._post,
+            "edit": self._edit,
+            "delete": self._delete,
+            "click": self._click,
+            "command": self._command,
+            "shortcut": self._shortcut,
+            "open-dm": self._open_dm,
+            "open-home": self._open_home,
+            "open-assistant": self._open_assistant,
+            "invite": self._invite,
+            "new-channel": self._new_channel,
+            "archive": self._archive,
+            "stop-stream": self._stop_stream,
+            "dismiss": self._dismiss,
+            "act-in-view": self._act_in_view,
+            "submit-view": self._submit_view,
+            "close-view": self._close_view,
+        }
         return [
             web.get(f"{CONTROL}/state", self._state),
             web.get(f"{CONTROL}/messages", self._messages),
             web.get(f"{CONTROL}/feed", self._feed),
-            web.post(f"{CONTROL}/post", self._post),
-            web.post(f"{CONTROL}/click", self._click),
-            web.post(f"{CONTROL}/command", self._command),
-            web.post(f"{CONTROL}/open-dm", self._open_dm),
-            web.post(f"{CONTROL}/invite", self._invite),
-            web.post(f"{CONTROL}/stop-stream", self._stop_stream),
-            web.post(f"{CONTROL}/dismiss", self._dismiss),
             web.get(f"{CONTROL}/views", self._list_views),
-            web.post(f"{CONTROL}/act-in-view", self._act_in_view),
-            web.post(f"{CONTROL}/submit-view", self._submit_view),
-            web.post(f"{CONTROL}/close-view", self._close_view),
-            web.post(f"{CONTROL}/uninstall", self._uninstall),
-            web.post(f"{CONTROL}/url-verification", self._verify_url),
-            web.post(f"{CONTROL}/event", self._event),
-            web.post(f"{CONTROL}/raw", self._raw),
-            web.get(f"{CONTROL}/calls", self._calls),
-            web.get(f"{CONTROL}/deliveries", self._deliveries),
-            web.get(f"{CONTROL}/secrets", self._secrets),
-            web.get(f"{CONTROL}/faults", self._list_faults),
-            web.post(f"{CONTROL}/faults", self._add_fault),
-            web.delete(f"{CONTROL}/faults", self._clear_faults),
+            web.get(f"{CONTROL}/files/{{file}}", self._file),
+            *(web.post(f"{CONTROL}/{name}", do) for name, do in hands.items()),
         ]
 
     # Looking.
 
     async def _state(self, _request: web.Request) -> web.Response:
         """Everything the playground shows besides messages."""
-        workspaces = [self._show_workspace(each) for each in self._world.workspaces.values()]
+        enterprises = [
+            {
+                "id": each.id,
+                "name": each.name,
+                "workspaces": each.workspaces,
+                "installation": _show(each.active_installation()),
+            }
+            for each in self._world.enterprises.values()
+        ]
         return web.json_response(
             {
                 "app": {"id": self._config.app.id, "name": self._config.app.name},
                 "dashboard_url": self._config.dashboard_url,
                 "slash_commands": list(self._config.app.slash_commands),
-                "workspaces": workspaces,
+                "workspaces": [self._show_workspace(e) for e in self._world.workspaces.values()],
+                "enterprises": enterprises,
             }
         )
 
     def _show_workspace(self, workspace: Workspace) -> JSON:
-        installation = workspace.active_installation()
+        receiver = self._world.receiver_in(workspace.id)
+        channels = [dataclasses.asdict(each) for each in self._world.channels_of(workspace.id)]
+        strangers = self._world.strangers_in(workspace.id)
         return {
             "id": workspace.id,
             "name": workspace.name,
+            "enterprise": workspace.enterprise,
             "users": [dataclasses.asdict(user) for user in workspace.users.values()],
-            "channels": [dataclasses.asdict(each) for each in workspace.channels.values()],
-            "installation": dataclasses.asdict(installation) if installation else None,
+            "strangers": [dataclasses.asdict(user) for user in strangers.values()],
+            "channels": channels,
+            "installation": _show(receiver.installation) if receiver else None,
         }
 
     async def _messages(self, request: web.Request) -> web.Response:
         """List a channel: `team`, `channel`; `user` hides what others whispered."""
-        workspace = self._workspace(request.query.get("team", ""))
+        workspace = find_workspace(self._world, request.query.get("team", ""))
         viewer = request.query.get("user")
-        channel = request.query.get("channel", "")
-        if channel not in workspace.channels:
+        channel = self._world.find_channel(workspace.id, request.query.get("channel", ""))
+        if channel is None:
             refuse(HTTPStatus.NOT_FOUND, "no such channel")
         shown = [
-            render(message)
-            for message in workspace.messages.get(channel, [])
+            message.render()
+            for message in self._world.messages.get(channel.id, [])
             if viewer is None or message.ephemeral_to in {None, viewer}
         ]
-        return web.json_response({"messages": shown, "statuses": self._world.statuses([channel])})
+        statuses = self._world.statuses([channel.id])
+        return web.json_response({"messages": shown, "statuses": statuses})
 
     async def _feed(self, request: web.Request) -> web.StreamResponse:
         """Stream the changes that a user sees, as server-sent events."""
-        workspace = self._workspace(request.query.get("team", ""))
-        user = self._user(workspace, request.query.get("user", ""))
+        workspace = find_workspace(self._world, request.query.get("team", ""))
+        user = find_person(workspace, request.query.get("user", ""))
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
@@ -138,253 +139,241 @@ class Control:
                     return response
                 await response.write(f"data: {json.dumps(event)}\n\n".encode())
 
-    # People.
+    async def _list_views(self, request: web.Request) -> web.Response:
+        """List the modals that a user has open: `team`, `user`."""
+        workspace = find_workspace(self._world, request.query.get("team", ""))
+        user = find_person(workspace, request.query.get("user", ""))
+        return web.json_response({"views": self._views.list_open(workspace.id, user.id)})
+
+    async def _file(self, request: web.Request) -> web.Response:
+        """Return the bytes of a file as they were uploaded."""
+        content = self._uploads.contents.get(request.match_info["file"])
+        if content is None:
+            refuse(HTTPStatus.NOT_FOUND, "no such file")
+        return web.Response(body=content, content_type="application/octet-stream")
+
+    # Writing.
 
     async def _post(self, request: web.Request) -> web.Response:
         """Write as a user: `text` as Slack keeps it, or `typed` as a person types it."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        text = body.find_text("text")
-        if text is None:
-            text = self._people.encode(workspace, body.text("typed"))
-        with _possible():
+        with possible():
             message = self._people.post(
-                workspace, user, body.text("channel"), text, body.find_text("thread_ts")
+                workspace,
+                user,
+                body.text("channel"),
+                self._text(workspace, body),
+                body.find_text("thread_ts"),
             )
         return web.json_response({"ts": message.ts, "channel": message.channel})
+
+    async def _edit(self, request: web.Request) -> web.Response:
+        """Change a message of one's own: `channel`, `ts`, `text` or `typed`."""
+        body = await ControlBody.of(request)
+        workspace, user = self._who(body)
+        message = self._message(body)
+        with possible():
+            self._people.edit(user, message, self._text(workspace, body))
+        return web.json_response({})
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        """Delete a message of one's own: `channel`, `ts`."""
+        body = await ControlBody.of(request)
+        _, user = self._who(body)
+        with possible():
+            self._people.delete(user, self._message(body))
+        return web.json_response({})
+
+    def _text(self, workspace: Workspace, body: ControlBody) -> str:
+        text = body.find_text("text")
+        return self._people.encode(workspace, body.text("typed")) if text is None else text
+
+    # Using the app.
 
     async def _click(self, request: web.Request) -> web.Response:
         """Use an element of a message: `channel`, `ts`, `action_id`, `choice` for selects."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        message = self._message(workspace, body)
-        with _possible():
+        message = self._message(body)
+        with possible():
             answer = await self._people.click(
                 workspace, user, message, body.text("action_id"), body.find_text("choice")
             )
-        return web.json_response(_show_answer(answer))
+        return web.json_response(show_answer(answer))
 
     async def _command(self, request: web.Request) -> web.Response:
         """Run a slash command as a user."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        with _possible():
+        with possible():
             answer = await self._people.command(
                 workspace, user, body.text("channel"), body.text("command"), body.text("text", "")
             )
-        return web.json_response(_show_answer(answer))
+        return web.json_response(show_answer(answer))
+
+    async def _shortcut(self, request: web.Request) -> web.Response:
+        """Use a shortcut: `callback_id`; of a message with `channel` and `ts`."""
+        body = await ControlBody.of(request)
+        workspace, user = self._who(body)
+        message = self._message(body) if body.find_text("ts") else None
+        with possible():
+            answer = await self._people.use_shortcut(
+                workspace, user, body.text("callback_id"), message
+            )
+        return web.json_response(show_answer(answer))
 
     async def _open_dm(self, request: web.Request) -> web.Response:
         """Open the direct message of a user with the app."""
+        workspace, user = self._who(await ControlBody.of(request))
+        with possible():
+            channel = self._people.open_direct(workspace, user)
+        return web.json_response({"channel": channel.id})
+
+    async def _open_home(self, request: web.Request) -> web.Response:
+        """Open the app's Home tab as a user."""
+        workspace, user = self._who(await ControlBody.of(request))
+        with possible():
+            view = self._people.open_home(workspace, user)
+        return web.json_response({"view": view})
+
+    async def _open_assistant(self, request: web.Request) -> web.Response:
+        """Begin a thread with the assistant: `context` is the channel in view."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        installation = workspace.active_installation()
-        if installation is None:
-            refuse(HTTPStatus.CONFLICT, "the app is not installed")
-        channel = self._world.open_im(workspace.id, installation.bot_user, user.id)
-        return web.json_response({"channel": channel.id})
+        with possible():
+            root = self._people.open_assistant(workspace, user, body.text("context", ""))
+        return web.json_response({"channel": root.channel, "thread_ts": root.ts})
 
     async def _invite(self, request: web.Request) -> web.Response:
         """Add the app's bot to a channel."""
         body = await ControlBody.of(request)
-        workspace = self._workspace(body.text("team"))
-        channel = workspace.channels.get(body.text("channel"))
-        installation = workspace.active_installation()
-        if installation is None or channel is None or channel.is_im:
+        workspace = find_workspace(self._world, body.text("team"))
+        channel = self._world.find_channel(workspace.id, body.text("channel"))
+        receiver = self._world.receiver_in(workspace.id)
+        if receiver is None or channel is None or channel.is_im:
             refuse(HTTPStatus.CONFLICT, "there is no app, or no such channel, to bring together")
-        self._world.join(workspace.id, channel, installation.bot_user)
+        bot = receiver.installation.bot_user
+        if self._world.join(channel, bot):
+            self._events.member_joined(channel, bot, workspace.id)
+        return web.json_response({})
+
+    async def _new_channel(self, request: web.Request) -> web.Response:
+        """Make a channel `name` with `members` in `team`, and in the workspaces `shared_with`."""
+        body = await ControlBody.of(request)
+        teams = [body.text("team"), *texts(body, "shared_with")]
+        people = {user for team in teams for user in find_workspace(self._world, team).users}
+        members = texts(body, "members")
+        if not set(members) <= people:
+            refuse(HTTPStatus.CONFLICT, "members must be people of these workspaces")
+        channel = Channel(
+            new_id("C0"),
+            body.text("name"),
+            members,
+            teams,
+            is_private=body.raw("private") is True,
+        )
+        return web.json_response({"channel": self._world.add_channel(channel).id})
+
+    async def _archive(self, request: web.Request) -> web.Response:
+        """Close a `channel` of `team` for good, or with `on` false open it again."""
+        body = await ControlBody.of(request)
+        channel = self._world.find_channel(body.text("team"), body.text("channel"))
+        if channel is None:
+            refuse(HTTPStatus.NOT_FOUND, "no such channel")
+        channel.is_archived = body.raw("on", default=True) is not False
+        self._world.channel_changed(channel)
         return web.json_response({})
 
     async def _stop_stream(self, request: web.Request) -> web.Response:
         """Stop a streaming message as its reader does."""
         body = await ControlBody.of(request)
-        workspace, user = self._who(body)
-        message = self._message(workspace, body)
-        with _possible():
-            self._people.stop_stream(workspace, user, message)
+        _, user = self._who(body)
+        with possible():
+            self._people.stop_stream(user, self._message(body))
         return web.json_response({})
 
     async def _dismiss(self, request: web.Request) -> web.Response:
         """Take an ephemeral message away, as the one who sees it does."""
         body = await ControlBody.of(request)
-        workspace, user = self._who(body)
-        message = self._message(workspace, body)
+        _, user = self._who(body)
+        message = self._message(body)
         if message.ephemeral_to != user.id:
             refuse(HTTPStatus.CONFLICT, "the message is not a whisper to this person")
-        self._world.remove(workspace.id, message)
+        self._world.remove(message)
         return web.json_response({})
 
-    async def _list_views(self, request: web.Request) -> web.Response:
-        """List the modals that a user has open: `team`, `user`."""
-        workspace = self._workspace(request.query.get("team", ""))
-        user = self._user(workspace, request.query.get("user", ""))
-        return web.json_response({"views": self._views.list_open(workspace.id, user.id)})
+    # Modals.
 
     async def _act_in_view(self, request: web.Request) -> web.Response:
-        """Use an element of a modal: `view`, `action_id`, `choice` for selects."""
+        """Use an element of a view: `view`, `action_id`, `choice` for selects."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        with _possible():
+        with possible():
             answer = await self._people.act_in_view(
                 workspace, user, body.text("view"), body.text("action_id"), body.find_text("choice")
             )
-        return web.json_response(_show_answer(answer))
+        return web.json_response(show_answer(answer))
 
     async def _submit_view(self, request: web.Request) -> web.Response:
         """Submit a modal: `view`, `values` as block id → action id → value."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        with _possible():
+        with possible():
             answer = await self._people.submit_view(
                 workspace, user, body.text("view"), body.object("values")
             )
-        return web.json_response(_show_answer(answer))
+        return web.json_response(show_answer(answer))
 
     async def _close_view(self, request: web.Request) -> web.Response:
-        """Close a modal: `view`."""
+        """Close a modal: `view`; with `everything` the whole stack."""
         body = await ControlBody.of(request)
         workspace, user = self._who(body)
-        with _possible():
-            await self._people.close_view(workspace, user, body.text("view"))
+        everything = body.raw("everything") is True
+        with possible():
+            await self._people.close_view(workspace, user, body.text("view"), everything=everything)
         return web.json_response({})
-
-    async def _uninstall(self, request: web.Request) -> web.Response:
-        """Remove the app from a workspace, as its owner does in Slack's settings."""
-        body = await ControlBody.of(request)
-        workspace = self._workspace(body.text("team"))
-        if workspace.active_installation() is None:
-            refuse(HTTPStatus.CONFLICT, "the app is not installed")
-        self._outbound.app_uninstalled(workspace)
-        return web.json_response({})
-
-    # Requests of Slack.
-
-    async def _verify_url(self, _request: web.Request) -> web.Response:
-        """Send url_verification to the events URL."""
-        return web.json_response(_show_answer(await self._outbound.verify_url()))
-
-    async def _event(self, request: web.Request) -> web.Response:
-        """Deliver an event with retries: `team`, `event`, `envelope` to override fields."""
-        body = await ControlBody.of(request)
-        workspace = self._workspace(body.text("team"))
-        envelope = self._outbound.envelope(workspace, body.object("event"))
-        delivery = self._outbound.send_event(envelope | body.object("envelope"))
-        return web.json_response({"event_id": delivery.event_id, "number": delivery.number})
-
-    async def _raw(self, request: web.Request) -> web.Response:
-        """Send one request exactly as told; see the README for its fields."""
-        body = await ControlBody.of(request)
-        target = body.text("target", "events")
-        if target not in get_args(Target):
-            refuse(HTTPStatus.BAD_REQUEST, f"target must be one of {get_args(Target)}")
-        content = self._raw_content(body)
-        headers: dict[str, str | None] = {}
-        stamp = int(self._world.now() - body.number("age_s", 0))
-        headers["X-Slack-Request-Timestamp"] = str(stamp)
-        if body.raw("signature") == "wrong":
-            headers["X-Slack-Signature"] = "v0=" + "0" * 64
-        headers |= body.object("headers")
-        answer = await self._outbound.send_raw(
-            target, content, body.text("content_type", "application/json"), headers
-        )
-        return web.json_response(_show_answer(answer))
-
-    def _raw_content(self, body: ControlBody) -> bytes:
-        encoded = body.find_text("body_base64")
-        if encoded is not None:
-            try:
-                return base64.b64decode(encoded, validate=True)
-            except binascii.Error:
-                refuse(HTTPStatus.BAD_REQUEST, "body_base64 is not base64")
-        content = body.raw("body")
-        return content.encode() if isinstance(content, str) else json.dumps(content).encode()
-
-    # Records and faults.
-
-    async def _calls(self, request: web.Request) -> web.Response:
-        """List Web API calls; `method` and `after` narrow the list."""
-        after = request.query.get("after", "0")
-        rows = self._log.rows(request.query.get("method"), int(after) if after.isdigit() else 0)
-        return web.json_response({"calls": rows})
-
-    async def _deliveries(self, request: web.Request) -> web.Response:
-        """List what was sent to the app, with every attempt.
-
-        With `settled` the answer waits until the delivery of that number has
-        ended, for ten seconds at most; `last` is a number too: the latest one.
-        """
-        number = request.query.get("settled", "")
-        kept = self._outbound.deliveries
-        waited = [each for each in kept if str(each.number) == number]
-        if number == "last":
-            waited = list(kept)[-1:]
-        for delivery in waited:
-            await delivery.wait(MAX_WAIT_S)
-        return web.json_response({"deliveries": [each.show() for each in kept]})
-
-    async def _secrets(self, _request: web.Request) -> web.Response:
-        """List every secret this Slack ever issued, for searches in places they must not be."""
-        return web.json_response(
-            {
-                "tokens": list(self._world.tokens),
-                "codes": list(self._world.codes),
-                "response_urls": list(self._world.response_urls),
-                "verification_token": self._world.verification_token,
-            }
-        )
-
-    async def _list_faults(self, _request: web.Request) -> web.Response:
-        return web.json_response({"faults": self._api.list_faults()})
-
-    async def _add_fault(self, request: web.Request) -> web.Response:
-        """Let the next `count` calls of `method` (or `*`) go wrong as `kind` says."""
-        body = await ControlBody.of(request)
-        kind, count = body.text("kind"), int(body.number("count", 1))
-        if kind not in FAULT_KINDS:
-            refuse(HTTPStatus.BAD_REQUEST, f"kind must be one of {sorted(FAULT_KINDS)}")
-        if not 1 <= count <= MAX_FAULTS:
-            refuse(HTTPStatus.BAD_REQUEST, f"count must be 1 to {MAX_FAULTS}")
-        fault = Fault(
-            kind,
-            body.text("error", "internal_error"),
-            body.number("seconds", 1),
-            int(body.number("status", HTTPStatus.SERVICE_UNAVAILABLE)),
-        )
-        self._api.add_fault(body.text("method"), fault, count)
-        return web.json_response({"faults": self._api.list_faults()})
-
-    async def _clear_faults(self, _request: web.Request) -> web.Response:
-        self._api.clear_faults()
-        return web.json_response({"faults": {}})
 
     # Finding things by name.
 
-    def _workspace(self, team: str) -> Workspace:
-        workspace = self._world.workspaces.get(team)
-        if workspace is None:
-            refuse(HTTPStatus.NOT_FOUND, "no such workspace")
-        return workspace
-
-    @staticmethod
-    def _user(workspace: Workspace, user_id: str) -> User:
-        user = workspace.users.get(user_id)
-        if user is None or user.is_bot:
-            refuse(HTTPStatus.NOT_FOUND, "no such person in the workspace")
-        return user
-
     def _who(self, body: ControlBody) -> tuple[Workspace, User]:
-        workspace = self._workspace(body.text("team"))
-        return workspace, self._user(workspace, body.text("user"))
+        workspace = find_workspace(self._world, body.text("team"))
+        return workspace, find_person(workspace, body.text("user"))
 
-    def _message(self, workspace: Workspace, body: ControlBody) -> Message:
-        message = self._world.find_message(workspace.id, body.text("channel"), body.text("ts"))
+    def _message(self, body: ControlBody) -> Message:
+        channel = self._world.find_channel(body.text("team"), body.text("channel"))
+        message = self._world.find_message(channel.id, body.text("ts")) if channel else None
         if message is None:
             refuse(HTTPStatus.NOT_FOUND, "no such message")
         return message
 
 
+def find_workspace(world: World, team: str) -> Workspace:
+    """Return the workspace that a request names."""
+    workspace = world.workspaces.get(team)
+    if workspace is None:
+        refuse(HTTPStatus.NOT_FOUND, "no such workspace")
+    return workspace
+
+
+def find_person(workspace: Workspace, user_id: str) -> User:
+    """Return the person that a request names."""
+    user = workspace.users.get(user_id)
+    if user is None or user.is_bot:
+        refuse(HTTPStatus.NOT_FOUND, "no such person in the workspace")
+    return user
+
+
+def texts(body: ControlBody, name: str) -> list[str]:
+    """Return a field that is a list of texts, empty when absent."""
+    value = body.raw(name, [])
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        refuse(HTTPStatus.BAD_REQUEST, f"{name} must be a list of texts")
+    return value
+
+
 @contextmanager
-def _possible() -> Iterator[None]:
+def possible() -> Iterator[None]:
     """Answer 409 with the reason when Slack would not let a person do this."""
     try:
         yield
@@ -392,7 +381,8 @@ def _possible() -> Iterator[None]:
         refuse(HTTPStatus.CONFLICT, str(problem))
 
 
-def _show_answer(answer: Answer) -> dict[str, Any]:
+def show_answer(answer: Answer) -> dict[str, Any]:
+    """Return an app's answer as the control API shows it."""
     return {
         "status": answer.status,
         "accepted": answer.accepted,
@@ -400,3 +390,7 @@ def _show_answer(answer: Answer) -> dict[str, Any]:
         "headers": answer.headers,
         "body": answer.body.decode(errors="replace"),
     }
+
+
+def _show(installation: Any) -> JSON | None:
+    return dataclasses.asdict(installation) if installation else None

@@ -1,6 +1,5 @@
-"""Slack's OAuth v2: the consent page and the exchange of a code for tokens."""
+"""Slack's OAuth v2: the consent page, codes and refresh tokens for tokens."""
 
-import hmac
 import re
 import secrets
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ from aiohttp import web
 
 from interlock_sandbox.config import SlackApp
 from interlock_sandbox.pages import render_page
+from interlock_sandbox.slack.apps import check_client
+from interlock_sandbox.slack.model import JSON, Code, Enterprise, Home, User
 from interlock_sandbox.slack.refusal import SlackError
-from interlock_sandbox.slack.world import JSON, Code, Token, User, Workspace, World
+from interlock_sandbox.slack.tokens import BOT, Issued
+from interlock_sandbox.slack.world import World
 
 CODE_LIFE_S = 600
 MAX_STATE = 4096
@@ -36,11 +38,13 @@ BOT_SCOPES = {
     "files:write": "Share files",
     "groups:history": "Read messages in the private channels it was added to",
     "groups:read": "See the private channels it was added to",
+    "groups:write": "Manage the private channels it was added to",
     "im:history": "Read direct messages with it",
     "im:read": "See its direct messages",
     "im:write": "Start direct messages",
     "mpim:history": "Read group messages it is part of",
     "mpim:read": "See its group messages",
+    "mpim:write": "Start group messages",
     "reactions:read": "See reactions",
     "reactions:write": "Add reactions",
     "team:read": "See the workspace's name and domain",
@@ -48,8 +52,11 @@ BOT_SCOPES = {
     "users:read.email": "See their e-mail addresses",
     "users.profile:read": "See their profiles",
 }
+# A person's token may do most of this too, in the person's name.
+_ONLY_BOTS = frozenset({"app_mentions:read", "assistant:write", "channels:join", "channels:manage"})
+_ONLY_BOTS |= {"commands", "chat:write.customize", "chat:write.public"}
 _ASKED = ("client_id", "scope", "user_scope", "redirect_uri", "state", "team")
-USER_SCOPES = frozenset({"chat:write", "users:read", "users:read.email", "identity.basic"})
+USER_SCOPES = (BOT_SCOPES.keys() - _ONLY_BOTS) | {"channels:write", "identity.basic"}
 
 
 @dataclass(frozen=True)
@@ -90,47 +97,53 @@ class OAuthPages:
             app_id=self._app.id,
             redirect_host=urlsplit(ask.redirect_uri).netloc,
             installers=self._installers(ask.team),
+            enterprises={
+                each.id: [self._world.workspaces[team] for team in each.workspaces]
+                for each in self._world.enterprises.values()
+            },
             scopes=[BOT_SCOPES[scope] for scope in ask.scopes],
             user_scopes=ask.user_scopes,
             request={name: request.query[name] for name in _ASKED if name in request.query},
         )
 
-    def _installers(self, asked_team: str) -> list[tuple[Workspace, User]]:
+    def _installers(self, asked_team: str) -> list[tuple[Home, User]]:
         """List who may decide, the workspace that the app asked for first."""
-        workspaces = sorted(self._world.workspaces.values(), key=lambda each: each.id != asked_team)
+        homes: list[Home] = [*self._world.workspaces.values(), *self._world.enterprises.values()]
         return [
-            (workspace, user)
-            for workspace in workspaces
-            for user in workspace.users.values()
-            if user.is_admin
+            (home, user)
+            for home in sorted(homes, key=lambda each: each.id != asked_team)
+            for user in home.users.values()
+            if _may_install(home, user)
         ]
 
     async def _decide(self, request: web.Request) -> web.Response:
         origin = request.headers.get("Origin")
         if origin != f"{request.scheme}://{request.host}":
             return _error_page("wrong_origin", HTTPStatus.FORBIDDEN)
-        fields = {name: str(value) for name, value in (await request.post()).items()}
+        form = await request.post()
+        fields = {name: str(value) for name, value in form.items()}
         try:
             ask = self._read(fields)
         except _BadAsk as problem:
             return _error_page(str(problem))
         if fields.get("decision") != "allow":
             return _back(ask, {"error": "access_denied"})
-        team, _, user = fields.get("installer", "").partition("/")
-        workspace = self._world.workspaces.get(team)
-        installer = workspace.users.get(user) if workspace else None
-        if installer is None or not installer.is_admin:
+        holder, _, user = fields.get("installer", "").partition("/")
+        home = self._world.find_home(holder)
+        installer = home.users.get(user) if home else None
+        if home is None or installer is None or not _may_install(home, installer):
             return _error_page("invalid_team")
         code = Code(
             value=f"{secrets.randbelow(10**12):012}.{secrets.randbelow(10**13):013}."
             f"{secrets.token_hex(32)}",
-            team=team,
+            holder=holder,
             user=user,
             scopes=ask.scopes,
             user_scopes=ask.user_scopes,
             redirect_uri=ask.redirect_uri,
             redirect_uri_sent=ask.redirect_uri_sent,
             issued_at=self._world.now(),
+            granted=[str(each) for each in form.getall("workspaces", [])],
         )
         self._world.issue_code(code)
         return _back(ask, {"code": code.value})
@@ -161,6 +174,11 @@ class OAuthPages:
         )
 
 
+def _may_install(home: Home, user: User) -> bool:
+    """Say whether a person may install the app; an Enterprise's owner for all of it."""
+    return user.is_owner if isinstance(home, Enterprise) else user.is_admin
+
+
 def _scopes(fields: dict[str, str], name: str) -> list[str]:
     """Split a list of scopes; Slack takes commas and spaces."""
     return [each for each in re.split(r"[,\s]+", fields.get(name, "")) if each]
@@ -177,21 +195,49 @@ def _error_page(problem: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> we
     return render_page("oauth_error.html", status=status, problem=problem)
 
 
-def exchange_code(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
-    """Answer `oauth.v2.access`.
+def oauth_access(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
+    """Answer `oauth.v2.access`: tokens for a code, or the next pair for a refresh token.
 
     Raises:
-        SlackError: The client, the code or the redirect URL is wrong.
+        SlackError: The client, the code, the redirect URL or the refresh token is wrong.
     """
     check_client(app, arguments)
+    if arguments.get("code_verifier"):
+        raise SlackError("pkce_not_allowed")
+    if arguments.get("assertion"):
+        raise SlackError("preview_feature_not_available")
     match arguments.get("grant_type", "authorization_code"):
         case "authorization_code":
-            pass
+            return _exchange_code(app, world, arguments)
         case "refresh_token":
-            # Rotation is off for this app, so it never gave out a refresh token.
-            raise SlackError("invalid_refresh_token")
+            issued = world.tokens.refresh(str(arguments.get("refresh_token", "")))
+            world.changed()
+            return _one_token(app, world, issued)
         case _:
             raise SlackError("invalid_grant_type")
+
+
+def oauth_exchange(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
+    """Answer `oauth.v2.exchange`: a pair for a token that never expires.
+
+    Raises:
+        SlackError: The client or the token is wrong, or rotation is off.
+    """
+    check_client(app, arguments)
+    issued = world.tokens.exchange(str(arguments.get("token", "")))
+    world.changed()
+    return _one_token(app, world, issued)
+
+
+def holder_of(world: World, arguments: dict[str, Any]) -> str | None:
+    """Find whose installation the code or token of a call is of."""
+    code = world.codes.get(str(arguments.get("code", "")))
+    refresh = world.tokens.find_refresh(str(arguments.get("refresh_token", "")))
+    token = world.tokens.find(str(arguments.get("token", "")))
+    return next((each.holder for each in (code, refresh, token) if each), None)
+
+
+def _exchange_code(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
     code = world.codes.get(str(arguments.get("code", "")))
     if code is None or world.now() >= code.issued_at + CODE_LIFE_S:
         raise SlackError("invalid_code")
@@ -200,46 +246,31 @@ def exchange_code(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSO
     expected = code.redirect_uri if code.redirect_uri_sent else None
     if arguments.get("redirect_uri") != expected:
         raise SlackError("bad_redirect_uri")
+    receiver = world.receiver_in(code.holder) if code.holder in world.workspaces else None
+    if receiver and receiver.is_org_wide:
+        raise SlackError("cannot_install_an_org_installed_app")
     bot, user = world.install(code)
-    return _installed(app, world, code, bot, user)
-
-
-def _installed(
-    app: SlackApp, world: World, code: Code, bot: Token | None, user: Token | None
-) -> JSON:
-    workspace = world.workspaces[code.team]
-    authed_user: JSON = {"id": code.user}
-    if user:
-        authed_user |= {
-            "scope": ",".join(user.scopes),
-            "access_token": user.value,
-            "token_type": "user",
-        }
-    answer: JSON = {
-        "app_id": app.id,
-        "authed_user": authed_user,
-        "team": {"id": workspace.id, "name": workspace.name},
-        "enterprise": None,
-        "is_enterprise_install": False,
-    }
+    answer = _place(app, world, code.holder)
+    answer["authed_user"] = {"id": code.user, **(user.show() if user else {})}
     if bot:
-        answer |= {
-            "scope": ",".join(bot.scopes),
-            "token_type": "bot",
-            "access_token": bot.value,
-            "bot_user_id": bot.user,
-        }
+        answer |= {**bot.show(), "bot_user_id": bot.token.user}
     return answer
 
 
-def check_client(app: SlackApp, arguments: dict[str, Any]) -> None:
-    """Refuse a client id or secret that is not the app's.
+def _one_token(app: SlackApp, world: World, issued: Issued) -> JSON:
+    """Return the answer for one chain: a refresh or an exchange never gives two."""
+    token = issued.token
+    name = "bot_user_id" if token.kind == BOT else "user_id"
+    return {**_place(app, world, token.holder), **issued.show(), name: token.user}
 
-    Raises:
-        SlackError: One of them is wrong or absent.
-    """
-    if arguments.get("client_id") != app.client_id:
-        raise SlackError("invalid_client_id")
-    given = str(arguments.get("client_secret", "")).encode()
-    if not hmac.compare_digest(given, app.client_secret.reveal().encode()):
-        raise SlackError("bad_client_secret")
+
+def _place(app: SlackApp, world: World, holder: str) -> JSON:
+    """Return where a token works, as every answer with one says it."""
+    enterprise, is_org_wide = world.enterprise_of(holder), holder in world.enterprises
+    home = world.home(holder)
+    return {
+        "app_id": app.id,
+        "team": None if is_org_wide else {"id": home.id, "name": home.name},
+        "enterprise": {"id": enterprise.id, "name": enterprise.name} if enterprise else None,
+        "is_enterprise_install": is_org_wide,
+    }

@@ -1,15 +1,12 @@
-"""Slack's own requests: signed, sent, and sent again when nobody answers."""
+"""Slack's own requests: signed, sent, held back, and sent again when nobody answers."""
 
 import asyncio
 import contextlib
 import hashlib
 import hmac
-import json
-import re
-import secrets
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -17,13 +14,15 @@ from typing import Any
 import aiohttp
 
 from interlock_sandbox.config import SlackApp
-from interlock_sandbox.slack.world import JSON, Message, Token, Workspace, World, render
+from interlock_sandbox.slack.model import JSON
+from interlock_sandbox.slack.switches import Switches
 
 KEPT_DELIVERIES = 2_000
+# Delayed Events: every hour for a day.
+DELAYED_ATTEMPTS = 24
 # Nobody reads more of an answer to a request of Slack.
 MAX_ANSWER_BYTES = 64 * 1024
-_MENTION = re.compile(r"<@([A-Z0-9]+)(?:\|[^>]*)?>")
-_ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,24 @@ class Delivery:
     """One request of Slack and every attempt to deliver it.
 
     Attributes:
-        outcome: `sending` or `retrying`, in the end `delivered` or `failed`.
+        body: What is sent, the same bytes at every attempt.
+        outcome: `held`, `sending` or `retrying`, in the end `delivered` or `failed`.
     """
 
     number: int
     kind: str
     event_id: str | None
     event_type: str
+    body: bytes = b""
     attempts: list[JSON] = field(default_factory=list)
     outcome: str = "sending"
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _tried: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, attempt: JSON) -> None:
+        """Note how an attempt went."""
+        self.attempts.append(attempt)
+        self._tried.set()
 
     def settle(self, *, delivered: bool) -> None:
         """Note how it ended."""
@@ -71,6 +78,10 @@ class Delivery:
         """Wait until it ended, but no longer than that."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), seconds)
+
+    async def wait_for_attempt(self) -> None:
+        """Wait until it was tried once."""
+        await self._tried.wait()
 
     def show(self) -> JSON:
         """Return the delivery as the control API shows it."""
@@ -97,23 +108,31 @@ class Outbound:
         timeout_s: How long Slack waits for an answer.
         retry_delays_s: The waits before the second and later attempts of an
             event; interactions and commands are tried once.
+
+    Attributes:
+        stamp: The clock by which requests are stamped.
+        holds_events: Whether events wait to be released instead of being sent.
     """
 
     def __init__(
         self,
         app: SlackApp,
-        world: World,
         http: aiohttp.ClientSession,
+        switches: Switches,
+        *,
+        stamp: Callable[[], float],
         timeout_s: float,
         retry_delays_s: tuple[float, ...],
     ) -> None:
         self._app = app
-        self._world = world
         self._http = http
+        self._switches = switches
+        self.stamp = stamp
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._retry_delays_s = retry_delays_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._sent = 0
+        self.holds_events = False
         self.deliveries: deque[Delivery] = deque(maxlen=KEPT_DELIVERIES)
 
     async def close(self) -> None:
@@ -122,128 +141,48 @@ class Outbound:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # What happens in a workspace.
-
-    def message_posted(self, workspace: Workspace, message: Message) -> None:
-        """Tell the app of a message, if it subscribed, may know, and is there."""
-        installation = workspace.active_installation()
-        channel = workspace.channels[message.channel]
-        if installation is None or installation.bot_user not in channel.members:
-            return
-        scopes = self._bot_scopes(workspace)
-        event = _message_event(workspace, message)
-        if channel.is_im:
-            if "im:history" in scopes:
-                self._notify(workspace, "message.im", event | {"channel_type": "im"})
-            return
-        mentioned = installation.bot_user in _MENTION.findall(message.text)
-        if mentioned and not message.bot_id and "app_mentions:read" in scopes:
-            self._notify(workspace, "app_mention", event | {"type": "app_mention"})
-        if "channels:history" in scopes:
-            self._notify(workspace, "message.channels", event | {"channel_type": "channel"})
-
-    def token_revoked(self, workspace: Workspace, token: Token) -> None:
-        """Revoke one token and tell the app."""
-        self._world.revoke(token)
-        listed = {"oauth": [], "bot": [], {"bot": "bot", "user": "oauth"}[token.kind]: [token.user]}
-        self._notify(workspace, "tokens_revoked", {"type": "tokens_revoked", "tokens": listed})
-        if workspace.active_installation() is None:
-            self._notify(workspace, "app_uninstalled", {"type": "app_uninstalled"})
-
-    def app_uninstalled(self, workspace: Workspace) -> None:
-        """Remove the app from a workspace and tell it.
-
-        Slack promises no order of the two events; here the uninstall is first.
-        """
-        tokens = self._world.live_tokens(workspace.id)
-        for token in tokens:
-            self._world.revoke(token)
-        self._notify(workspace, "app_uninstalled", {"type": "app_uninstalled"})
-        listed = {
-            "oauth": [token.user for token in tokens if token.kind == "user"],
-            "bot": [token.user for token in tokens if token.kind == "bot"],
-        }
-        self._notify(workspace, "tokens_revoked", {"type": "tokens_revoked", "tokens": listed})
-
-    def stream_stopped(self, workspace: Workspace, user: str, message: Message) -> None:
-        """Tell the app that a reader stopped its answer."""
-        event = {
-            "type": "agent_session_stopped",
-            "channel": message.channel,
-            "thread_ts": message.thread,
-            "streaming_message_ts": [message.ts],
-            "user": user,
-            "event_ts": self._world.next_ts(),
-        }
-        self._notify(workspace, "agent_session_stopped", event)
-
-    def _bot_scopes(self, workspace: Workspace) -> list[str]:
-        token = self._world.bot_token(workspace.id)
-        return token.scopes if token else []
-
-    def _notify(self, workspace: Workspace, subscription: str, event: JSON) -> None:
-        if subscription in self._app.event_subscriptions:
-            self.send_event(self.envelope(workspace, event))
-
     # Events.
 
-    def envelope(self, workspace: Workspace, event: JSON) -> JSON:
-        """Wrap an event as Slack's Events API does."""
-        installation = workspace.installation
-        authorization = {
-            "enterprise_id": None,
-            "team_id": workspace.id,
-            "user_id": installation.bot_user if installation else None,
-            "is_bot": True,
-            "is_enterprise_install": False,
-        }
-        return {
-            "token": self._world.verification_token,
-            "team_id": workspace.id,
-            "context_team_id": workspace.id,
-            "context_enterprise_id": None,
-            "api_app_id": self._app.id,
-            "event": event,
-            "type": "event_callback",
-            "event_id": new_id("Ev"),
-            "event_time": int(self._world.now()),
-            "authorizations": [authorization],
-            "is_ext_shared_channel": False,
-            "event_context": f"4-{secrets.token_urlsafe(24)}",
-        }
-
-    def send_event(self, envelope: JSON) -> Delivery:
-        """Deliver an event in the background, with Slack's retries."""
-        event = envelope.get("event") or {}
-        delivery = self._begin("event", event.get("type", ""), envelope.get("event_id"))
-        self._start(self._deliver(delivery, json.dumps(envelope).encode()))
+    def send_event(self, event_type: str, event_id: str | None, body: bytes) -> Delivery:
+        """Deliver an event in the background, with Slack's retries; or hold it."""
+        delivery = self._begin("event", event_type, event_id, body)
+        if self.holds_events:
+            delivery.outcome = "held"
+        else:
+            self._start(self._deliver(delivery))
         return delivery
 
-    async def verify_url(self) -> Answer:
-        """Ask the app to prove that the events URL is its own."""
-        challenge = secrets.token_urlsafe(32)
-        body = {
-            "token": self._world.verification_token,
-            "challenge": challenge,
-            "type": "url_verification",
-        }
-        delivery = self._begin("event", "url_verification", None)
-        answer = await self._attempt(
-            delivery, self._app.events_url, json.dumps(body).encode(), "application/json", {}
-        )
-        proved = answer.accepted and challenge.encode() in answer.body
-        delivery.settle(delivered=proved)
-        return answer if proved or not answer.accepted else Answer(answer.status, "wrong_challenge")
+    def release(self, numbers: Iterable[int] | None = None) -> None:
+        """Send the events that are held, or only these, each after the one before was tried."""
+        held = {each.number: each for each in self.deliveries if each.outcome == "held"}
+        chosen = [held[each] for each in (held if numbers is None else numbers) if each in held]
+        for delivery in chosen:
+            delivery.outcome = "sending"
+        self._start(self._deliver_in_turn(chosen))
 
-    async def _deliver(self, delivery: Delivery, body: bytes) -> None:
-        retry: dict[str, str] = {}
-        for number, delay in enumerate((None, *self._retry_delays_s)):
+    def repeat(self, delivery: Delivery, retry_number: int) -> Delivery:
+        """Send an event again as if Slack had not got its answer."""
+        again = self._begin("event", delivery.event_type, delivery.event_id, delivery.body)
+        retry = {"x-slack-retry-num": str(retry_number), "x-slack-retry-reason": "http_timeout"}
+        self._start(self._deliver(again, retry if retry_number else None))
+        return again
+
+    async def _deliver_in_turn(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._start(self._deliver(delivery))
+            await delivery.wait_for_attempt()
+
+    async def _deliver(self, delivery: Delivery, headers: dict[str, str] | None = None) -> None:
+        retry = dict(headers or {})
+        delays: list[float | None] = [None, *self._retry_delays_s]
+        if self._switches.delayed_events:
+            delays += [self._switches.delayed_event_interval_s] * DELAYED_ATTEMPTS
+        for number, delay in enumerate(delays):
             if delay is not None:
                 await asyncio.sleep(delay)
                 retry["x-slack-retry-num"] = str(number)
-            answer = await self._attempt(
-                delivery, self._app.events_url, body, "application/json", retry
-            )
+            url = self._app.events_url
+            answer = await self._attempt(delivery, url, "application/json", retry)
             if answer.accepted:
                 delivery.settle(delivered=True)
                 return
@@ -253,34 +192,24 @@ class Outbound:
             delivery.outcome = "retrying"
         delivery.settle(delivered=False)
 
-    # Interactions and commands.
+    # Requests that are sent once.
 
-    async def interact(self, payload: JSON) -> Answer:
-        """Send an interaction once and wait for its acknowledgement."""
-        body = aiohttp.FormData({"payload": json.dumps(payload)})
-        return await self._once("interaction", payload["type"], self._app.interactions_url, body)
-
-    async def command(self, fields: dict[str, str]) -> Answer:
-        """Send a slash command once and wait for its answer."""
-        body = aiohttp.FormData(fields)
-        return await self._once("command", fields["command"], self._app.commands_url, body)
-
-    async def _once(self, kind: str, name: str, url: str, form: aiohttp.FormData) -> Answer:
-        body = form().decode().encode()
-        delivery = self._begin(kind, name, None)
-        answer = await self._attempt(delivery, url, body, "application/x-www-form-urlencoded", {})
+    async def ask(self, kind: str, name: str, body: bytes) -> Answer:
+        """Send an interaction or a command once, and wait for the answer."""
+        url = self._app.commands_url if kind == "command" else self._app.interactions_url
+        delivery = self._begin(kind, name, None, body)
+        answer = await self._attempt(delivery, url, FORM, {})
         delivery.settle(delivered=answer.accepted)
         return answer
 
-    # Sending.
-
     async def send_raw(
-        self, kind: str, body: bytes, content_type: str, headers: dict[str, str | None]
+        self, target: str, name: str, body: bytes, content_type: str, headers: dict[str, str | None]
     ) -> Answer:
         """Send any bytes once, signed unless the headers given say otherwise.
 
         Args:
-            kind: Which of the app's URLs: `events`, `interactions`, `commands`.
+            target: Which of the app's URLs: `events`, `interactions`, `commands`.
+            name: What the record calls it.
             body: What to send.
             content_type: What to call it.
             headers: Replace Slack's headers; None leaves one out.
@@ -290,14 +219,14 @@ class Outbound:
             "interactions": self._app.interactions_url,
             "commands": self._app.commands_url,
         }
-        delivery = self._begin(f"raw {kind}", "", None)
-        answer = await self._attempt(delivery, urls[kind], body, content_type, headers)
+        delivery = self._begin(f"raw {target}", name, None, body)
+        answer = await self._attempt(delivery, urls[target], content_type, headers)
         delivery.settle(delivered=answer.accepted)
         return answer
 
-    def _begin(self, kind: str, event_type: str, event_id: str | None) -> Delivery:
+    def _begin(self, kind: str, event_type: str, event_id: str | None, body: bytes) -> Delivery:
         self._sent += 1
-        delivery = Delivery(self._sent, kind, event_id, event_type)
+        delivery = Delivery(self._sent, kind, event_id, event_type, body)
         self.deliveries.append(delivery)
         return delivery
 
@@ -307,28 +236,22 @@ class Outbound:
         task.add_done_callback(self._tasks.discard)
 
     async def _attempt(
-        self,
-        delivery: Delivery,
-        url: str,
-        body: bytes,
-        content_type: str,
-        headers: dict[str, Any],
+        self, delivery: Delivery, url: str, content_type: str, headers: dict[str, Any]
     ) -> Answer:
-        timestamp = headers.get("X-Slack-Request-Timestamp") or str(int(self._world.now()))
-        signature = sign(self._app.signing_secret.reveal(), timestamp, body)
+        timestamp = headers.get("X-Slack-Request-Timestamp") or str(int(self.stamp()))
         every = {
             "Content-Type": content_type,
             "User-Agent": "Slackbot 1.0 (+https://api.slack.com/robots)",
             "X-Slack-Request-Timestamp": timestamp,
-            "X-Slack-Signature": signature,
+            "X-Slack-Signature": sign(self._app.signing_secret.reveal(), timestamp, delivery.body),
             **headers,
         }
         sent = {name: value for name, value in every.items() if value is not None}
         started = time.monotonic()
-        answer = await self._post(url, body, sent)
-        delivery.attempts.append(
+        answer = await self._post(url, delivery.body, sent)
+        delivery.note(
             {
-                "at": self._world.now(),
+                "at": self.stamp(),
                 "status": answer.status,
                 "reason": answer.reason,
                 "elapsed_ms": round((time.monotonic() - started) * 1000),
@@ -353,35 +276,3 @@ class Outbound:
             return Answer(None, "connection_failed")
         except aiohttp.ClientError:
             return Answer(None, "unknown_error")
-
-
-def new_id(prefix: str) -> str:
-    """Return a Slack id: a prefix and ten letters or digits."""
-    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(10))
-
-
-def _message_event(workspace: Workspace, message: Message) -> JSON:
-    shown = render(message)
-    shown.pop("sandbox", None)
-    return shown | {
-        "type": "message",
-        "event_ts": message.ts,
-        "team": workspace.id,
-        "client_msg_id": secrets.token_hex(16),
-        "blocks": message.blocks or [_rich_text(message.text)],
-    }
-
-
-def _rich_text(text: str) -> JSON:
-    """Return the block that Slack's own composer makes of a typed message."""
-    elements: list[JSON] = []
-    position = 0
-    for mention in _MENTION.finditer(text):
-        if before := text[position : mention.start()]:
-            elements.append({"type": "text", "text": before})
-        elements.append({"type": "user", "user_id": mention[1]})
-        position = mention.end()
-    if rest := text[position:]:
-        elements.append({"type": "text", "text": rest})
-    section = {"type": "rich_text_section", "elements": elements}
-    return {"type": "rich_text", "block_id": secrets.token_hex(3), "elements": [section]}

@@ -15,3 +15,15 @@ class SlackError(Exception):
         super().__init__(code)
         self.code = code
         self.details = details
+
+
+class RateLimited(Exception):
+    """The caller asks too often: HTTP 429, and how long to wait.
+
+    Attributes:
+        seconds: The value of `Retry-After`.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"wait {seconds} s")
+        self.seconds = seconds

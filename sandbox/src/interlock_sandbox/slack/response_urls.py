@@ -7,10 +7,21 @@ from typing import Any
 
 from aiohttp import web
 
+from interlock_sandbox.faults import Faults
 from interlock_sandbox.slack.blocks import InvalidBlocks, check_blocks
 from interlock_sandbox.slack.call_log import CallLog, Record
+from interlock_sandbox.slack.model import (
+    JSON,
+    Installation,
+    Message,
+    Receiver,
+    ResponseUrl,
+    User,
+    Workspace,
+)
 from interlock_sandbox.slack.outbound import Answer
-from interlock_sandbox.slack.world import JSON, Message, ResponseUrl, User, Workspace, World
+from interlock_sandbox.slack.trouble import strike_after, strike_before
+from interlock_sandbox.slack.world import World
 
 RESPONSE_URL_USES = 5
 RESPONSE_URL_LIFE_S = 1800
@@ -24,22 +35,26 @@ class AppAnswers:
         base_url: Where this Slack is reached; response URLs start with it.
     """
 
-    def __init__(self, world: World, log: CallLog, base_url: str) -> None:
+    def __init__(self, world: World, log: CallLog, faults: Faults, base_url: str) -> None:
         self._world = world
         self._log = log
+        self._faults = faults
         self._base_url = base_url
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the response URLs, at the paths that Slack gives them."""
         return [web.post("/{kind:actions|commands}/{team}/{number}/{secret}", self._respond)]
 
-    def issue_url(self, kind: str, workspace: Workspace, user: User, message: Message) -> str:
+    def issue_url(
+        self, kind: str, receiver: Receiver, workspace: Workspace, user: User, message: Message
+    ) -> str:
         """Return a new response URL for what a person did with a message."""
         number = secrets.randbelow(10**12)
-        path = f"/{kind}/{workspace.id}/{number:012}/{secrets.token_urlsafe(18)}"
+        path = f"/{kind}/{receiver.team}/{number:012}/{secrets.token_urlsafe(18)}"
         self._world.issue_response_url(
             ResponseUrl(
                 path,
+                receiver.holder,
                 workspace.id,
                 message.channel,
                 user.id,
@@ -51,7 +66,11 @@ class AppAnswers:
         return f"{self._base_url}{path}"
 
     def show_command_answer(
-        self, workspace: Workspace, user: User, channel: str, command: str, answer: Answer
+        self,
+        receiver: Receiver,
+        source: Message,
+        command: str,
+        answer: Answer,
     ) -> None:
         """Show what a slash command was answered, or that it was not."""
         failure = None
@@ -62,22 +81,28 @@ class AppAnswers:
             if content is None:
                 failure = "invalid_command_response"
             else:
-                self._say(workspace, user, channel, None, content)
+                self._say(receiver.installation, source, source.user, content)
         if failure:
             text = f"{command} failed because the app did not respond ({failure})"
-            self._whisper(workspace, Message("", channel, SLACKBOT, text), user)
+            self._whisper(Message("", source.channel, SLACKBOT, text, source.team), source.user)
 
-    async def _respond(self, request: web.Request) -> web.Response:
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
         record = self._log.begin("response_url")
         url = self._world.response_urls.get(request.path)
         if url is None:
             return _refuse(record, "no_service")
-        record.team, record.user = url.team, url.user
+        record.team, record.user = url.holder, url.user
+        fault = self._faults.take(record.method, record.team)
+        if refusal := await strike_before(fault, record):
+            return refusal
+        response = self._use(url, _content(await request.read()), record)
+        return await strike_after(fault, request, response)
+
+    def _use(self, url: ResponseUrl, content: JSON | None, record: Record) -> web.Response:
         if self._world.now() >= url.issued_at + RESPONSE_URL_LIFE_S:
             return _refuse(record, "expired_url")
         if url.uses >= RESPONSE_URL_USES:
             return _refuse(record, "used_url")
-        content = _content(await request.read())
         if content is None:
             return _refuse(record, "invalid_payload", HTTPStatus.BAD_REQUEST)
         record.args = dict(content)
@@ -86,60 +111,52 @@ class AppAnswers:
         except InvalidBlocks:
             return _refuse(record, "invalid_blocks", HTTPStatus.BAD_REQUEST)
         url.uses += 1
+        self._world.changed()
         self._apply(url, content)
         record.acted = True
         return web.json_response({"ok": True})
 
     def _apply(self, url: ResponseUrl, content: JSON) -> None:
-        workspace = self._world.workspaces[url.team]
-        original = (
-            self._world.find_message(url.team, url.channel, url.message_ts)
-            if url.message_ts
-            else None
-        )
+        original = self._world.find_message(url.channel, url.message_ts) if url.message_ts else None
+        installation = self._world.home(url.holder).active_installation()
         if content.get("delete_original") is True:
             if original:
-                self._world.remove(url.team, original)
+                self._world.remove(original)
         elif content.get("replace_original") is True and original:
             original.text = str(content.get("text", ""))
             original.blocks = content.get("blocks", [])
-            original.edited = original.ephemeral_to is None
-            self._world.update(url.team, original)
-        else:
-            user = workspace.users[url.user]
-            self._say(workspace, user, url.channel, url.thread_ts, content)
+            if original.ephemeral_to is None:
+                original.edited_ts = self._world.next_ts()
+            self._world.update(original)
+        elif installation:
+            place = Message("", url.channel, "", "", url.team, thread_ts=url.thread_ts)
+            self._say(installation, place, url.user, content)
 
-    def _say(
-        self,
-        workspace: Workspace,
-        user: User,
-        channel: str,
-        thread_ts: str | None,
-        content: JSON,
-    ) -> None:
+    def _say(self, installation: Installation, place: Message, user: str, content: JSON) -> None:
         """Show what the app said in an answer: to one person unless it says otherwise."""
-        installation = workspace.installation
-        if installation is None or not (content.get("text") or content.get("blocks")):
+        if not (content.get("text") or content.get("blocks")):
             return
+        thread = content.get("thread_ts")
         message = Message(
             "",
-            channel,
+            place.channel,
             installation.bot_user,
             str(content.get("text", "")),
-            thread_ts=thread_ts,
+            place.team,
+            thread_ts=thread if isinstance(thread, str) else place.thread_ts,
             bot_id=installation.bot_id,
             blocks=content.get("blocks", []),
         )
         if content.get("response_type") == "in_channel":
             message.ts = self._world.next_ts()
-            self._world.add(workspace.id, message)
+            self._world.add(message)
         else:
-            self._whisper(workspace, message, user)
+            self._whisper(message, user)
 
-    def _whisper(self, workspace: Workspace, message: Message, user: User) -> None:
+    def _whisper(self, message: Message, user: str) -> None:
         message.ts = self._world.next_ts()
-        message.ephemeral_to = user.id
-        self._world.add(workspace.id, message)
+        message.ephemeral_to = user
+        self._world.add(message)
 
 
 def _command_content(answer: Answer) -> JSON | None:

@@ -9,15 +9,24 @@ from urllib.parse import urlencode
 import aiohttp
 from aiohttp import web
 
+from interlock_sandbox.clock import VirtualClock
 from interlock_sandbox.config import Config, SlackApp
+from interlock_sandbox.faults import Faults
 from interlock_sandbox.pages import file_routes, page_routes, render_page, send_file
 from interlock_sandbox.slack.call import Slack
 from interlock_sandbox.slack.call_log import CallLog
 from interlock_sandbox.slack.control import Control
+from interlock_sandbox.slack.events import Events
+from interlock_sandbox.slack.files import Uploads
 from interlock_sandbox.slack.interactions import People
+from interlock_sandbox.slack.limits import Limits
 from interlock_sandbox.slack.oauth import OAuthPages
 from interlock_sandbox.slack.outbound import Outbound
 from interlock_sandbox.slack.response_urls import AppAnswers
+from interlock_sandbox.slack.switchboard import Switchboard
+from interlock_sandbox.slack.switches import Switches
+from interlock_sandbox.slack.tokens import Rotation
+from interlock_sandbox.slack.trouble import KINDS
 from interlock_sandbox.slack.views import Views
 from interlock_sandbox.slack.web_api import WebApi
 from interlock_sandbox.slack.world import World
@@ -31,30 +40,52 @@ class SlackServer:
     """
 
     def __init__(
-        self, config: Config, world: World, http: aiohttp.ClientSession, base_url: str
+        self,
+        config: Config,
+        world: World,
+        switches: Switches,
+        http: aiohttp.ClientSession,
+        *,
+        base_url: str,
+        clock: VirtualClock,
+        wall: Callable[[], float],
     ) -> None:
+        def stamp() -> float:
+            return wall() + switches.skew_s
+
         self.world = world
-        self._app = config.app
         self._outbound = Outbound(
             config.app,
-            world,
             http,
+            switches,
+            stamp=stamp,
             timeout_s=config.delivery_timeout_s,
             retry_delays_s=config.retry_delays_s,
         )
-        world.on_posted = self._outbound.message_posted
-        views = Views(config.app, world)
-        log = CallLog(world.now)
-        slack = Slack(config.app, world, self._outbound, views, config.stream_life_s)
-        api = WebApi(slack, log)
-        answers = AppAnswers(world, log, base_url)
-        people = People(config.app, world, outbound=self._outbound, answers=answers, views=views)
-        control = Control(config, slack, people=people, api=api, log=log)
+        events, views = Events(config.app, world, self._outbound, stamp), Views(config.app, world)
+        world.on_posted = events.message_posted
+        log, faults, limits = CallLog(wall), Faults(KINDS), Limits(switches, clock)
+        slack = Slack(config.app, world, events, views, switches, config.stream_life_s, base_url)
+        answers, uploads = AppAnswers(world, log, faults, base_url), Uploads(world)
+        people = People(
+            config.app,
+            world,
+            outbound=self._outbound,
+            events=events,
+            answers=answers,
+            views=views,
+        )
+        switchboard = Switchboard(
+            slack, outbound=self._outbound, faults=faults, limits=limits, log=log
+        )
         self._routes = [
-            *api.routes(),
+            *WebApi(slack, log, faults, limits).routes(),
             *answers.routes(),
+            *uploads.routes(),
             *OAuthPages(config.app, world).routes(),
-            *control.routes(),
+            *Control(config, slack, people, uploads).routes(),
+            *switchboard.routes(),
+            *clock.routes(),
             *page_routes(),
             *_playground_routes(config.app, world),
         ]
@@ -85,10 +116,24 @@ async def open_slack(
 
     It goes on from what the world's `snapshot` returned in an earlier run.
     """
-    world = World(saved, now, changed)
+    clock = VirtualClock(now)
+    rotation = Rotation(config.token_rotation, config.refresh_grace_s)
+    switches = Switches(
+        rotation,
+        rate_limits=config.rate_limits,
+        history_once_a_minute=config.history_once_a_minute,
+        delayed_events=config.delayed_events,
+        delayed_event_interval_s=config.delayed_event_interval_s,
+    )
+    app = config.app
+    world = World(saved, clock, changed, rotation=rotation, app_id=app.id, app_name=app.name)
+    if app.app_token:
+        world.tokens.keep_app_token(app.app_token.reveal())
     # The app's answers set no cookies here, as none of Slack's requests send any.
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
-        server = SlackServer(config, world, http, base_url)
+        server = SlackServer(
+            config, world, switches, http, base_url=base_url, clock=clock, wall=now
+        )
         try:
             yield server
         finally:
@@ -106,7 +151,7 @@ def _playground_routes(app: SlackApp, world: World) -> list[web.AbstractRouteDef
             return render_page(
                 "oauth_error.html", status=HTTPStatus.NOT_FOUND, problem="invalid_app_id"
             )
-        if team and team not in world.workspaces:
+        if team and world.find_home(team) is None:
             return render_page(
                 "oauth_error.html", status=HTTPStatus.NOT_FOUND, problem="invalid_team"
             )

@@ -6,7 +6,6 @@ from interlock_sandbox.slack.call import (
     get_channel,
     invalid_arguments,
     require_member,
-    show_message,
 )
 from interlock_sandbox.slack.messages import (
     MAX_MARKDOWN,
@@ -16,8 +15,8 @@ from interlock_sandbox.slack.messages import (
     make_message,
     stream_is_over,
 )
+from interlock_sandbox.slack.model import JSON, Message
 from interlock_sandbox.slack.refusal import SlackError
-from interlock_sandbox.slack.world import JSON, Message
 
 _TASK_STATES = frozenset({"pending", "in_progress", "complete", "error"})
 
@@ -32,7 +31,7 @@ def start_stream(slack: Slack, call: Call) -> JSON:
         if not call.text("recipient_user_id"):
             raise SlackError("missing_recipient_user_id")
     recipient = call.text("recipient_user_id")
-    if recipient and recipient not in call.workspace.users:
+    if recipient and not any(call.world.find_user(each.id, recipient) for each in call.reach):
         raise SlackError("user_not_found")
     if call.text("task_display_mode", "timeline") not in {"timeline", "plan"}:
         raise invalid_arguments("must be timeline or plan [json-pointer:/task_display_mode]")
@@ -43,7 +42,7 @@ def start_stream(slack: Slack, call: Call) -> JSON:
     message.markdown = True
     message.stream_started_at = slack.world.now()
     _append(message, call)
-    slack.world.add(call.team, message)
+    slack.world.add(message)
     return {"channel": channel.id, "ts": message.ts}
 
 
@@ -52,7 +51,7 @@ def append_stream(slack: Slack, call: Call) -> JSON:
     message = _open_stream(slack, call)
     if not _append(message, call):
         raise SlackError("no_text")
-    slack.world.update(call.team, message)
+    slack.world.update(message)
     return {"channel": message.channel, "ts": message.ts}
 
 
@@ -65,24 +64,24 @@ def stop_stream(slack: Slack, call: Call) -> JSON:
     message.blocks = [*message.blocks, *blocks]
     message.metadata = metadata
     message.streaming = "closed"
-    slack.world.update(call.team, message)
+    slack.world.update(message)
     return {
         "channel": message.channel,
         "ts": message.ts,
-        "message": show_message(message, call.team),
+        "message": message.show(),
     }
 
 
 def _open_stream(slack: Slack, call: Call, *, stopping: bool = False) -> Message:
     channel = get_channel(call)
-    message = slack.world.find_message(call.team, channel.id, call.text("ts"))
+    message = slack.world.find_message(channel.id, call.text("ts"))
     if message is None or message.ephemeral_to:
         raise SlackError("message_not_found")
     if message.user != call.token.user:
         raise SlackError("message_not_owned_by_app")
     if message.streaming == "stopped" and not stopping:
         raise SlackError("stopped_by_user")
-    if message.streaming not in {"open", "stopped"} or stream_is_over(slack, call, message):
+    if message.streaming not in {"open", "stopped"} or stream_is_over(slack, message):
         raise SlackError("message_not_in_streaming_state")
     return message
 

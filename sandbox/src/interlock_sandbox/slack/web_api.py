@@ -1,181 +1,178 @@
 """Slack's Web API: how a call is read, judged, recorded and answered.
 
 What each method does is in `methods`; here is what all of them share: bodies in
-two encodings, tokens, scopes, arguments, faults on demand, and the record of
-everything that was asked.
+two encodings, tokens, scopes, arguments, limits, faults on demand, and the record
+of everything that was asked.
 """
 
-import asyncio
 import base64
 import binascii
 import json
-from collections import deque
-from dataclasses import asdict, dataclass
-from http import HTTPStatus
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
+from interlock_sandbox.config import SlackApp
+from interlock_sandbox.faults import Faults
 from interlock_sandbox.slack.call import Call, Slack
 from interlock_sandbox.slack.call_log import CallLog, Record, without_secrets
+from interlock_sandbox.slack.limits import Limits, Tier
 from interlock_sandbox.slack.methods import METHODS
-from interlock_sandbox.slack.oauth import exchange_code
-from interlock_sandbox.slack.refusal import SlackError
-from interlock_sandbox.slack.world import JSON, Token
+from interlock_sandbox.slack.model import JSON
+from interlock_sandbox.slack.oauth import holder_of, oauth_access, oauth_exchange
+from interlock_sandbox.slack.refusal import RateLimited, SlackError
+from interlock_sandbox.slack.tokens import Token
+from interlock_sandbox.slack.trouble import strike_after, strike_before, too_many
+from interlock_sandbox.slack.world import World
 
-MAX_BODY_BYTES = 1024 * 1024
-OAUTH_METHOD = "oauth.v2.access"
+# Methods that an app calls with its own credentials instead of a token.
+_BY_APP: dict[str, tuple[Callable[[SlackApp, World, JSON], JSON], Tier]] = {
+    "oauth.v2.access": (oauth_access, Tier.SPECIAL),
+    "oauth.v2.exchange": (oauth_exchange, Tier.THREE),
+}
+_CREDENTIALS = frozenset({"client_id", "client_secret"})
+_BY_APP_ARGUMENTS = {
+    "oauth.v2.access": _CREDENTIALS
+    | {"assertion", "code", "code_verifier", "grant_type", "redirect_uri", "refresh_token"},
+    "oauth.v2.exchange": _CREDENTIALS | {"token"},
+}
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong with the next calls of a method.
+class _Asked:
+    """A call as it came.
 
     Attributes:
-        kind: `error` answers a Slack error, `rate_limit` HTTP 429, `delay`
-            waits before acting, `drop_reply` acts and then cuts the
-            connection, `http_status` answers that status without a JSON body.
+        token: The text of its token; empty when it brought none.
+        headers: What its answer carries.
     """
 
-    kind: str
-    error: str = "internal_error"
-    seconds: float = 1
-    status: int = 503
-
-
-FAULT_KINDS = frozenset({"error", "rate_limit", "delay", "drop_reply", "http_status"})
+    method: str
+    arguments: JSON
+    token: str
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class WebApi:
     """Answer `/api/{method}`."""
 
-    def __init__(self, slack: Slack, log: CallLog) -> None:
+    def __init__(self, slack: Slack, log: CallLog, faults: Faults, limits: Limits) -> None:
         self._app = slack.app
         self._world = slack.world
         self._slack = slack
-        self._faults: dict[str, deque[Fault]] = {}
+        self._faults = faults
+        self._limits = limits
         self._log = log
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the route of all methods."""
         return [web.route("*", "/api/{method}", self._answer)]
 
-    def add_fault(self, method: str, fault: Fault, count: int) -> None:
-        """Let the next calls of a method go wrong; `*` means any method."""
-        self._faults.setdefault(method, deque()).extend([fault] * count)
-
-    def list_faults(self) -> dict[str, list[JSON]]:
-        """List the faults that still wait for a call."""
-        return {name: [asdict(each) for each in left] for name, left in self._faults.items()}
-
-    def clear_faults(self) -> None:
-        """Forget all waiting faults."""
-        self._faults.clear()
-
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["method"]
-        record = self._log.begin(name)
-        fault = self._next_fault(name)
-        if fault:
-            record.fault = fault.kind
-            if refusal := await _before(fault, record):
-                return refusal
-        response = await self._judge(request, record)
-        if fault and fault.kind == "drop_reply" and request.transport:
-            request.transport.abort()
-        return response
-
-    def _next_fault(self, method: str) -> Fault | None:
-        for name in (method, "*"):
-            waiting = self._faults.get(name)
-            if waiting:
-                fault = waiting.popleft()
-                if not waiting:
-                    del self._faults[name]
-                return fault
-        return None
-
-    async def _judge(self, request: web.Request, record: Record) -> web.Response:
-        headers: dict[str, str] = {}
+        record = self._log.begin(request.match_info["method"])
         try:
-            if record.method == OAUTH_METHOD:
-                answer = await self._oauth(request, record)
-            else:
-                answer = await self._call(request, record, headers)
+            asked = await _read(request, record.method)
         except SlackError as error:
-            record.error = error.code
-            answer = {"ok": False, "error": error.code, **error.details}
-        else:
-            record.acted = True
-            answer = {"ok": True, **answer}
-        return web.json_response(answer, headers=headers)
+            return _refused(record, error)
+        record.args = without_secrets(asked.arguments)
+        token = self._world.tokens.find(asked.token)
+        # A refusal belongs to whoever the token was of, dead or alive.
+        record.team = token.holder if token else holder_of(self._world, asked.arguments)
+        record.user = token.user if token else None
+        fault = self._faults.take(record.method, record.team)
+        if refusal := await strike_before(fault, record):
+            return refusal
+        return await strike_after(fault, request, self._judge(asked, record))
 
-    async def _oauth(self, request: web.Request, record: Record) -> JSON:
-        # Slack reads JSON bodies for most methods, but not for this one.
-        arguments = {**request.query, **await _form(request)}
-        record.args = without_secrets(arguments)
-        basic = _basic_credentials(request.headers.get("Authorization", ""))
-        if basic:
-            arguments["client_id"], arguments["client_secret"] = basic
-        answer = exchange_code(self._app, self._world, arguments)
-        record.team, record.user = answer["team"]["id"], answer["authed_user"]["id"]
+    def _judge(self, asked: _Asked, record: Record) -> web.Response:
+        try:
+            if asked.method == "api.test":
+                answer = _echo(asked.arguments)
+            elif asked.method in _BY_APP:
+                answer = self._call_by_app(asked, record)
+            else:
+                answer = self._call(asked, record)
+        except SlackError as error:
+            return _refused(record, error, asked.headers)
+        except RateLimited as early:
+            record.error = "ratelimited"
+            return too_many(early.seconds)
+        record.acted = True
+        return web.json_response({"ok": True, **answer}, headers=asked.headers)
+
+    def _call_by_app(self, asked: _Asked, record: Record) -> JSON:
+        run, tier = _BY_APP[asked.method]
+        self._count(asked.method, tier, self._app.id)
+        unknown = sorted(asked.arguments.keys() - _BY_APP_ARGUMENTS[asked.method])
+        if unknown:
+            raise SlackError("invalid_arguments", response_metadata={"messages": unknown})
+        answer = run(self._app, self._world, asked.arguments)
+        person = answer.get("authed_user", {}).get("id") or answer.get("user_id")
+        record.user = person or answer.get("bot_user_id")
         return answer
 
-    async def _call(self, request: web.Request, record: Record, headers: dict[str, str]) -> JSON:
-        method = METHODS.get(record.method)
+    def _call(self, asked: _Asked, record: Record) -> JSON:
+        method = METHODS.get(asked.method)
         if method is None:
-            raise SlackError("unknown_method", req_method=record.method)
-        arguments = dict(request.query)
-        body, is_json = await _body(request)
-        if not is_json or method.reads_json:
-            arguments |= body
-        record.args = without_secrets(arguments)
-        token = self._authenticate(request, arguments, in_body=not is_json and "token" in body)
-        record.team, record.user = token.team, token.user
-        arguments.pop("token", None)
-        headers["x-oauth-scopes"] = ",".join(token.scopes)
-        if method.scopes:
-            headers["x-accepted-oauth-scopes"] = ",".join(sorted(method.scopes))
-        method.require(token, arguments)
-        workspace = self._world.workspaces[token.team]
-        return method.run(self._slack, Call(workspace, token, arguments))
-
-    def _authenticate(self, request: web.Request, arguments: JSON, *, in_body: bool) -> Token:
-        """Find the token of a call: in the header, or in a form body; never in the URL."""
-        scheme, _, value = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            value = str(arguments["token"]) if in_body else ""
-        if not value:
+            raise SlackError("unknown_method", req_method=asked.method)
+        if not asked.token:
             raise SlackError("not_authed")
-        token = self._world.tokens.get(value)
-        if token is None:
-            raise SlackError("invalid_auth")
-        if token.revoked:
-            active = self._world.workspaces[token.team].active_installation()
-            raise SlackError("token_revoked" if active else "account_inactive")
-        return token
+        token = self._world.authenticate(asked.token)
+        asked.headers["x-oauth-scopes"] = ",".join(token.scopes)
+        if method.scopes:
+            asked.headers["x-accepted-oauth-scopes"] = ",".join(sorted(method.scopes))
+        self._count(record.method, method.tier, _payer(token), asked.arguments.get("channel"))
+        method.require(token, asked.arguments)
+        return method.run(self._slack, Call(self._world, token, asked.arguments))
+
+    def _count(self, method: str, tier: Tier, team: str, channel: Any = "") -> None:
+        wait = self._limits.wait(method, tier, team, str(channel))
+        if wait:
+            raise RateLimited(wait)
 
 
-async def _before(fault: Fault, record: Record) -> web.Response | None:
-    """Do what a fault asks before the method runs; a response means it does not run."""
-    match fault.kind:
-        case "error":
-            record.error = fault.error
-            return web.json_response({"ok": False, "error": fault.error})
-        case "rate_limit":
-            record.error = "ratelimited"
-            return web.json_response(
-                {"ok": False, "error": "ratelimited"},
-                status=HTTPStatus.TOO_MANY_REQUESTS,
-                headers={"Retry-After": f"{fault.seconds:.0f}"},
-            )
-        case "http_status":
-            record.error = f"http_{fault.status}"
-            return web.Response(status=fault.status, text="upstream trouble")
-        case "delay":
-            await asyncio.sleep(fault.seconds)
-        case _:
-            pass
-    return None
+def _payer(token: Token) -> str:
+    """Return whose limit a call counts against; an app-level token has its own."""
+    return token.holder or token.kind
+
+
+def _refused(
+    record: Record, error: SlackError, headers: dict[str, str] | None = None
+) -> web.Response:
+    record.error = error.code
+    body = {"ok": False, "error": error.code, **error.details}
+    return web.json_response(body, headers=headers)
+
+
+def _echo(arguments: JSON) -> JSON:
+    if error := arguments.get("error"):
+        raise SlackError(str(error), args=arguments)
+    return {"args": arguments}
+
+
+async def _read(request: web.Request, name: str) -> _Asked:
+    """Read a call: arguments from the URL and the body, the token from where it may be."""
+    method = METHODS.get(name)
+    arguments = dict(request.query)
+    body, is_json = await _body(request)
+    reads_json = method.reads_json if method else name not in _BY_APP
+    if not is_json or reads_json:
+        arguments |= body
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if name in _BY_APP:
+        if scheme.lower() == "basic":
+            arguments |= _basic_credentials(credentials)
+        elif scheme.lower() == "bearer":
+            # slack_sdk sends there what oauth.v2.exchange takes as an argument.
+            arguments["token"] = credentials
+        return _Asked(name, arguments, "")
+    # In the header, or in a form body; never in the URL.
+    in_body = "" if is_json else body.get("token", "")
+    token = credentials if scheme.lower() == "bearer" else str(in_body)
+    arguments.pop("token", None)
+    return _Asked(name, arguments, token)
 
 
 async def _body(request: web.Request) -> tuple[JSON, bool]:
@@ -190,25 +187,16 @@ async def _body(request: web.Request) -> tuple[JSON, bool]:
         if not isinstance(document, dict):
             raise SlackError("json_not_object")
         return document, True
-    return dict(await _form(request)), False
-
-
-async def _form(request: web.Request) -> dict[str, str]:
-    if not request.can_read_body:
-        return {}
     if request.content_type not in {"application/x-www-form-urlencoded", "multipart/form-data"}:
         raise SlackError("invalid_post_type")
     fields = await request.post()
-    return {name: value for name, value in fields.items() if isinstance(value, str)}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}, False
 
 
-def _basic_credentials(header: str) -> tuple[str, str] | None:
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
+def _basic_credentials(encoded: str) -> dict[str, str]:
     try:
         text = base64.b64decode(encoded, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        return None
+        return {}
     name, colon, secret = text.partition(":")
-    return (name, secret) if colon else None
+    return {"client_id": name, "client_secret": secret} if colon else {}
