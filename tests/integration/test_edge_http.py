@@ -6,424 +6,61 @@ Ids such as EV-18 are rows of tests/fixtures/bad_inputs.tsv.
 import asyncio
 import gzip
 import hashlib
-import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import aiohttp
 import asyncpg
 import pytest
-from multidict import CIMultiDictProxy
-from prometheus_client import CollectorRegistry
 
-from interlock_chassis.clock import SystemClock
-from interlock_chassis.database import open_pool
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_chassis.secret import Secret
 from interlock_cli.scratch_databases import ScratchDatabases
-from interlock_gateway.adapters.edge_postgres import EdgePostgres
 from interlock_gateway.edge import listener
-from interlock_gateway.edge.config import EdgeSettings
-from interlock_gateway.edge.listener import listening
-from interlock_gateway.edge.main import build_app
-from interlock_gateway.edge.metrics import EdgeMetrics
-from interlock_gateway.edge.ports import (
-    AuditEvent,
-    Installed,
-    LinkOffer,
-    Page,
-    Person,
-    Redeemed,
-    Role,
-    SessionProof,
-    UserMapping,
-    Workspace,
-)
 from interlock_gateway.migrations import DATABASE, EDGE_ROLE
-from interlock_tokens.families import Family
-from interlock_tokens.keysets import Keyset, generate_ed25519_key
+from interlock_tokens.keysets import Keyset
 from interlock_tokens.verifying import verify_slack_grant
-
-PUBLIC = "http://127.0.0.1:8080"
-AUTH = "http://127.0.0.1:8081"
-SLACK = "http://127.0.0.1:8082"
-APP = "A0INTERLOCK"
-SIGNING_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
-HOME = "/work-apps/slack/"
-INSTALL = "/work-apps/slack/install"
-CALLBACK = "/work-apps/slack/oauth_redirect"
-LINK = "/work-apps/slack/link"
-REDEEM = "/work-apps/slack/link/redeem"
-EVENTS = "/work-apps/slack/events"
-CODE = "L" * 43
-OTHER_CODE = "M" * 43
-DAY = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
-
-OWNER = Person("u_ann", "Ann", "ann@acme.example", "acme", "Acme", Role.OWNER, "session-of-ann")
-MEMBER = Person("u_bob", "Bob", "bob@acme.example", "acme", "Acme", Role.MEMBER, "session-of-bob")
-OUTSIDER = Person(
-    "u_eve", "Eve", "eve@umbra.example", "umbra", "Umbra", Role.OWNER, "session-of-eve"
+from tests.support.edge_site import (
+    ACME,
+    APP,
+    AUTH,
+    CALLBACK,
+    CODE,
+    EVENTS,
+    HOME,
+    INSTALL,
+    KEYS,
+    LINK,
+    OTHER_CODE,
+    PUBLIC,
+    REDEEM,
+    SIGNING_SECRET,
+    SLACK,
+    Site,
+    audit_event,
+    cookies_of,
+    event_body,
+    fresh_site,
+    link_form,
+    link_offer,
+    refusal,
+    request_head,
+    serving,
+    slack_headers,
+    start_install,
+    user_mapping,
+    without_id,
 )
-ACME = Workspace(
-    workspace_id="wsw_1",
-    slack_team_id="T0ACME",
-    slack_enterprise_id="",
-    is_enterprise_install=False,
-    name="Acme Slack",
-    status="active",
-    created_at=DAY,
-    linked_users=1,
-)
-UMBRA = replace(ACME, workspace_id="wsw_9", slack_team_id="T0UMBRA", name="Umbra Slack")
-KEYS = json.dumps({"keys": [generate_ed25519_key("edge-1", [Family.SLACK_GRANT])]})
-
-
-def refusal(kind: Kind, reason: str) -> RemoteError:
-    """Make a peer's refusal."""
-    return RemoteError(kind, reason)
-
-
-@dataclass
-class FakeIdentity:
-    """Identity with three people, two tenants, and link codes that are spent once."""
-
-    people: dict[str, Person] = field(
-        default_factory=lambda: {"ann": OWNER, "bob": MEMBER, "eve": OUTSIDER}
-    )
-    workspaces: dict[str, list[Workspace]] = field(
-        default_factory=lambda: {"acme": [ACME], "umbra": [UMBRA]}
-    )
-    offers: dict[str, LinkOffer] = field(default_factory=dict)
-    mappings: list[UserMapping] = field(default_factory=list)
-    fail: dict[str, RemoteError] = field(default_factory=dict)
-    addresses: list[str] = field(default_factory=list)
-    described: int = 0
-    unlinked: list[str] = field(default_factory=list)
-
-    async def authenticate(self, proof: SessionProof) -> Person:
-        """Know a person by the value of the cookie."""
-        self._fail("authenticate")
-        self.addresses.append(proof.client_address)
-        name, _, value = proof.cookie.reveal().partition("=")
-        assert name == "better-auth.session_token"
-        if value not in self.people:
-            raise refusal(Kind.UNAUTHENTICATED, "NOT_SIGNED_IN")
-        return self.people[value]
-
-    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
-        """Let administrators install."""
-        person = await self._administrator(proof)
-        return Secret(f"install-grant-of-{person.tenant_id}-{state_sha256}")
-
-    async def issue_audit_grant(
-        self, proof: SessionProof, workspace_id: str
-    ) -> tuple[Secret[str], Workspace]:
-        """Let administrators read."""
-        person = await self._administrator(proof)
-        for workspace in self.workspaces[person.tenant_id]:
-            if workspace.workspace_id == workspace_id:
-                return Secret(f"audit-grant-of-{workspace_id}"), workspace
-        raise refusal(Kind.NOT_FOUND, "WORKSPACE_NOT_FOUND")
-
-    async def list_workspaces(self, proof: SessionProof) -> tuple[Workspace, ...]:
-        """List the tenant's."""
-        return tuple(self.workspaces[(await self.authenticate(proof)).tenant_id])
-
-    async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
-        """Describe a live code to its tenant."""
-        person = await self.authenticate(proof)
-        self.described += 1
-        offer = self.offers.get(code.reveal())
-        if offer is None:
-            raise refusal(Kind.PRECONDITION, "LINK_CODE_SPENT")
-        if offer.workspace not in self.workspaces[person.tenant_id]:
-            raise refusal(Kind.FORBIDDEN, "NOT_YOUR_TENANT")
-        return offer
-
-    async def redeem_link_code(
-        self, proof: SessionProof, code: Secret[str], *, email_difference_confirmed: bool
-    ) -> Redeemed:
-        """Spend a code."""
-        offer = await self.describe_link_code(proof, code)
-        self._fail("redeem")
-        if offer.emails_differ and not email_difference_confirmed:
-            raise refusal(Kind.PRECONDITION, "EMAIL_MISMATCH")
-        del self.offers[code.reveal()]
-        return Redeemed(
-            Secret("resume-grant"), offer.workspace, offer.slack_user_id, was_linked=False
-        )
-
-    async def list_mappings(
-        self, proof: SessionProof, workspace_id: str, page_token: str
-    ) -> Page[UserMapping]:
-        """List what was given."""
-        assert page_token in {"", "page-2"}
-        return Page(tuple(self.mappings), "" if page_token else "page-2")
-
-    async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
-        """Note it."""
-        self.unlinked.append(mapping_id)
-
-    async def _administrator(self, proof: SessionProof) -> Person:
-        person = await self.authenticate(proof)
-        if not person.is_administrator:
-            raise refusal(Kind.FORBIDDEN, "ROLE_NOT_SUFFICIENT")
-        return person
-
-    def _fail(self, what: str) -> None:
-        if what in self.fail:
-            raise self.fail[what]
-
-
-@dataclass
-class FakeVault:
-    """A vault that notes what it was given and answers as told."""
-
-    completed: list[tuple[str, str, str]] = field(default_factory=list)
-    fail: RemoteError | None = None
-    installed: Installed = field(
-        default_factory=lambda: Installed("T0ACME", is_reinstall=False, extra_scopes=())
-    )
-    events: list[AuditEvent] = field(default_factory=list)
-
-    async def start_install(self, grant: Secret[str]) -> str:
-        """Name the consent page."""
-        return f"{SLACK}/oauth/v2/authorize?client_id=1.2&scope=chat%3Awrite"
-
-    async def complete_install(
-        self, grant: Secret[str], code: Secret[str], redirect_uri: str
-    ) -> Installed:
-        """Take a code."""
-        self.completed.append((grant.reveal(), code.reveal(), redirect_uri))
-        await asyncio.sleep(0)
-        if self.fail:
-            raise self.fail
-        return self.installed
-
-    async def list_audit_events(self, grant: Secret[str], page_token: str) -> Page[AuditEvent]:
-        """List what was given, on two pages."""
-        if page_token not in {"", "page-2"}:
-            raise refusal(Kind.INVALID, "INVALID_PAGE_TOKEN")
-        return Page(tuple(self.events), "" if page_token else "page-2")
-
-
-@dataclass
-class FakeWorker:
-    """A worker that notes which question it was asked to resume."""
-
-    resumed: list[str] = field(default_factory=list)
-    is_waiting: bool = True
-    fail: RemoteError | None = None
-
-    async def resume_after_link(self, grant: Secret[str]) -> bool:
-        """Note it."""
-        if self.fail:
-            raise self.fail
-        self.resumed.append(grant.reveal())
-        return self.is_waiting
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole HTTP answer."""
-
-    status: int
-    headers: CIMultiDictProxy[str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        """Decode the body."""
-        return self.body.decode()
-
-    @property
-    def location(self) -> str:
-        """Where it leads."""
-        return str(self.headers["Location"])
-
-    def cookie(self, name: str) -> str:
-        """Return the value of a cookie that is set."""
-        for line in self.headers.getall("Set-Cookie", []):
-            found, _, rest = line.partition("=")
-            if found == f"__Host-interlock-{name}":
-                return str(rest.partition(";")[0])
-        raise AssertionError(f"no cookie {name}")
-
-    def form_token(self) -> str:
-        """Return the token of the first form on the page."""
-        found = re.search(r'name="csrf" value="([^"]+)"', self.text)
-        assert found
-        return found[1]
-
-
-@dataclass
-class Site:
-    """Edge, listening, and what is around it."""
-
-    port: int
-    http: aiohttp.ClientSession
-    identity: FakeIdentity
-    vault: FakeVault
-    worker: FakeWorker
-    registry: CollectorRegistry
-    owner: asyncpg.Connection
-
-    async def ask(self, method: str, path: str, **options: Any) -> Answer:
-        """Send a request to our host's name, whatever the port."""
-        headers = {"Host": "127.0.0.1:8080"} | options.pop("headers", {})
-        url = f"http://127.0.0.1:{self.port}{path}"
-        async with self.http.request(
-            method, url, headers=headers, allow_redirects=False, **options
-        ) as response:
-            return Answer(response.status, response.headers, await response.read())
-
-    async def get(self, path: str, who: str = "", **cookies: str) -> Answer:
-        """Open a page."""
-        return await self.ask("GET", path, headers=_cookies(who, cookies))
-
-    async def post(
-        self,
-        path: str,
-        fields: dict[str, str],
-        who: str = "",
-        headers: dict[str, str] | None = None,
-        **cookies: str,
-    ) -> Answer:
-        """Send a form as a page of ours does, unless the headers say otherwise."""
-        own = {"Origin": "null", "Sec-Fetch-Site": "same-origin"} if headers is None else headers
-        return await self.ask("POST", path, data=fields, headers=own | _cookies(who, cookies))
-
-    async def slack(self, path: str, body: bytes, **changes: str) -> Answer:
-        """Send what Slack signs."""
-        return await self.ask("POST", path, data=body, headers=_slack_headers(body) | changes)
-
-    async def raw(self, data: bytes, seconds: float = 6) -> bytes:
-        """Send bytes and read until the connection is closed."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(data)
-            async with asyncio.timeout(seconds):
-                return await reader.read()
-        finally:
-            writer.close()
-
-    async def rows(self) -> list[asyncpg.Record]:
-        """Read the inbox as nobody but its owner can."""
-        return list(await self.owner.fetch("SELECT * FROM gateway.inbox_event ORDER BY id"))
-
-    def count(self, kind: str, outcome: str) -> float:
-        """Read the counter of Slack's requests."""
-        labels = {"kind": kind, "outcome": outcome}
-        return self.registry.get_sample_value("interlock_edge_slack_requests_total", labels) or 0
-
-
-def _cookies(who: str, cookies: dict[str, str]) -> dict[str, str]:
-    ours = [f"__Host-interlock-{name}={value}" for name, value in cookies.items()]
-    session = [f"better-auth.session_token={who}"] if who else []
-    return {"Cookie": "; ".join(session + ours)} if session or ours else {}
-
-
-def _slack_headers(body: bytes, timestamp: str = "") -> dict[str, str]:
-    timestamp = timestamp or str(int(time.time()))
-    base = b"v0:" + timestamp.encode() + b":" + body
-    signature = hmac.new(SIGNING_SECRET.encode(), base, hashlib.sha256).hexdigest()
-    return {
-        "Content-Type": "application/json"
-        if body[:1] == b"{"
-        else "application/x-www-form-urlencoded",
-        "X-Slack-Request-Timestamp": timestamp,
-        "X-Slack-Signature": f"v0={signature}",
-    }
-
-
-def _event(event_id: str = "Ev0000000001", **changes: Any) -> bytes:
-    envelope = {
-        "type": "event_callback",
-        "team_id": "T0ACME",
-        "api_app_id": APP,
-        "event_id": event_id,
-        "event_time": int(time.time()),
-        "authorizations": [{"team_id": "T0ACME", "user_id": "U0BOT", "is_bot": True}],
-        "event": {
-            "type": "app_mention",
-            "user": "U0ANN",
-            "team": "T0ACME",
-            "channel": "C0GENERAL",
-            "text": "<@U0BOT> hello",
-            "ts": "1763985600.000100",
-        },
-    }
-    return json.dumps(envelope | changes).encode()
-
-
-def _settings(database_url: Secret[str], changes: Mapping[str, object]) -> EdgeSettings:
-    return EdgeSettings.model_validate(
-        {
-            "environment": "development",
-            "listen": "127.0.0.1:0",
-            "ops_listen": "127.0.0.1:0",
-            "tls_ca_file": "/nowhere/ca.pem",
-            "tls_cert_file": "/nowhere/cert.pem",
-            "tls_key_file": "/nowhere/key.pem",
-            "public_url": PUBLIC,
-            "database_url_file": database_url,
-            "slack_signing_secret_file": Secret(SIGNING_SECRET),
-            "slack_app_id": APP,
-            "grant_keys_file": Secret(KEYS),
-            "csrf_key_file": Secret("c" * 32),
-            "identity_address": "127.0.0.1:1",
-            "vault_address": "127.0.0.1:1",
-            "worker_address": "127.0.0.1:1",
-            "auth_url": AUTH,
-            "slack_url": SLACK,
-        }
-        | dict(changes)
-    )
-
-
-@asynccontextmanager
-async def _serving(
-    database_url: Secret[str],
-    owner: asyncpg.Connection | None = None,
-    changes: Mapping[str, object] = MappingProxyType({}),
-) -> AsyncIterator[Site]:
-    identity, vault, worker = FakeIdentity(), FakeVault(), FakeWorker()
-    registry = CollectorRegistry()
-    async with open_pool(database_url, application="test", max_size=4) as pool:
-        app = build_app(
-            _settings(database_url, changes),
-            identity=identity,
-            vault=vault,
-            worker=worker,
-            database=EdgePostgres(pool),
-            clock=SystemClock(),
-            metrics=EdgeMetrics(registry),
-        )
-        async with (
-            listening(app, "127.0.0.1:0") as port,
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
-        ):
-            yield Site(port, http, identity, vault, worker, registry, owner)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 async def site(cluster: ScratchDatabases) -> AsyncIterator[Site]:
     """Serve edge on an empty gateway database."""
-    urls = await cluster.database(DATABASE)
-    owner = await asyncpg.connect(urls.owner.reveal())
-    try:
-        async with _serving(urls.roles[EDGE_ROLE], owner) as site:
-            yield site
-    finally:
-        await owner.close()
+    async with fresh_site(cluster) as site:
+        yield site
 
 
 # Slack's requests.
@@ -431,7 +68,7 @@ async def site(cluster: ScratchDatabases) -> AsyncIterator[Site]:
 
 async def test_a_mention_is_stored_once_with_a_grant_that_verifies(site: Site) -> None:
     """A signed event is durable before its 200, with proof of what Slack signed."""
-    body = _event()
+    body = event_body()
     answer = await site.slack(EVENTS, body)
     assert (answer.status, answer.body) == (200, b"")
     [row] = await site.rows()
@@ -474,9 +111,9 @@ async def test_clicks_and_commands_are_stored_the_same_way(site: Site) -> None:
 
 async def test_a_replay_and_a_retry_have_no_second_effect(site: Site) -> None:
     """EV-18, EV-47, EV-48, EV-49: one row, whatever is sent again and however."""
-    body = _event()
+    body = event_body()
     assert (await site.slack(EVENTS, body, **{"X-Slack-Retry-Num": "1"})).status == 200
-    for again in (body, _event(event_time=int(time.time()) - 9), _event("Ev0000000002")):
+    for again in (body, event_body(event_time=int(time.time()) - 9), event_body("Ev0000000002")):
         assert (await site.slack(EVENTS, again)).status == 200
     assert len(await site.rows()) == 1
     assert (site.count("event", "stored"), site.count("event", "replay")) == (1, 3)
@@ -486,8 +123,8 @@ async def test_every_failed_proof_gets_the_same_bytes(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """EV-01 to EV-14, EV-43, EV-45: an empty 401 that tells nothing apart."""
-    body = _event()
-    right = _slack_headers(body)
+    body = event_body()
+    right = slack_headers(body)
     signature, timestamp = right["X-Slack-Signature"], right["X-Slack-Request-Timestamp"]
     attempts: list[dict[str, str]] = [
         {"X-Slack-Signature": ""},
@@ -523,26 +160,17 @@ async def test_every_failed_proof_gets_the_same_bytes(
 @pytest.mark.parametrize("order", [1, -1])
 async def test_two_headers_and_odd_bytes_are_no_proof(site: Site, order: int) -> None:
     """EV-03, EV-08, EV-09: repeated headers and bytes above 127 are refused like the rest."""
-    body = _event()
-    right = _slack_headers(body)
+    body = event_body()
+    right = slack_headers(body)
     stamp, good = right["X-Slack-Request-Timestamp"], right["X-Slack-Signature"].encode()
     bad = b"v0=" + b"0" * 64
     for signatures in ([good, bad][::order], [b"v0=\xff" + good[4:]]):
         lines = b"".join(b"X-Slack-Signature: " + each + b"\r\n" for each in signatures)
-        head = _head(body, lines + f"X-Slack-Request-Timestamp: {stamp}\r\n".encode())
+        head = request_head(body, lines + f"X-Slack-Request-Timestamp: {stamp}\r\n".encode())
         assert (await site.raw(head + body)).startswith(b"HTTP/1.1 401 ")
     twice = f"X-Slack-Request-Timestamp: {stamp}\r\n".encode() * 2
-    head = _head(body, b"X-Slack-Signature: " + good + b"\r\n" + twice)
+    head = request_head(body, b"X-Slack-Signature: " + good + b"\r\n" + twice)
     assert (await site.raw(head + body)).startswith(b"HTTP/1.1 401 ")
-
-
-def _head(body: bytes, lines: bytes, *, length: int | None = None) -> bytes:
-    announced = len(body) if length is None else length
-    return (
-        b"POST /work-apps/slack/events HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n"
-        b"Content-Type: application/json\r\nConnection: close\r\n"
-        b"Content-Length: " + str(announced).encode() + b"\r\n" + lines + b"\r\n"
-    )
 
 
 async def test_the_previous_secret_is_taken_while_it_is_configured(
@@ -554,11 +182,11 @@ async def test_the_previous_secret_is_taken_while_it_is_configured(
         "slack_signing_secret_file": Secret("a-new-signing-secret-of-slack"),
         "slack_previous_signing_secret_file": Secret(SIGNING_SECRET),
     }
-    async with _serving(urls.roles[EDGE_ROLE], changes=changes) as site:
-        assert (await site.slack(EVENTS, _event())).status == 200
+    async with serving(urls.roles[EDGE_ROLE], changes=changes) as site:
+        assert (await site.slack(EVENTS, event_body())).status == 200
     del changes["slack_previous_signing_secret_file"]
-    async with _serving(urls.roles[EDGE_ROLE], changes=changes) as site:
-        assert (await site.slack(EVENTS, _event())).status == 401
+    async with serving(urls.roles[EDGE_ROLE], changes=changes) as site:
+        assert (await site.slack(EVENTS, event_body())).status == 401
 
 
 async def test_the_challenge_is_repeated_only_to_slack(site: Site) -> None:
@@ -575,10 +203,10 @@ async def test_the_challenge_is_repeated_only_to_slack(site: Site) -> None:
         pytest.param(b'{"type":"\xff"}', 400, id="EV-21"),
         pytest.param(b"{" * 100_000, 400, id="EV-35"),
         pytest.param(b'{"type":"url_verification","challenge":"<script> x"}', 400, id="EV-44"),
-        pytest.param(_event(event_id=""), 400, id="EV-46"),
-        pytest.param(_event(event_time=int(time.time()) + 86_400), 400, id="from-tomorrow"),
-        pytest.param(_event(api_app_id="A0OTHER"), 403, id="EV-41"),
-        pytest.param(_event(authorizations=[]), 200, id="EV-51"),
+        pytest.param(event_body(event_id=""), 400, id="EV-46"),
+        pytest.param(event_body(event_time=int(time.time()) + 86_400), 400, id="from-tomorrow"),
+        pytest.param(event_body(api_app_id="A0OTHER"), 403, id="EV-41"),
+        pytest.param(event_body(authorizations=[]), 200, id="EV-51"),
         pytest.param(b"team_id=T0ACME", 415, id="a-form-of-slacks-at-the-wrong-url"),
     ],
 )
@@ -607,7 +235,7 @@ async def test_only_plain_json_and_forms_are_read(
     site: Site, changes: dict[str, str], status: int
 ) -> None:
     """Other types, charsets and any content coding are refused before the body."""
-    assert (await site.slack(EVENTS, _event(), **changes)).status == status
+    assert (await site.slack(EVENTS, event_body(), **changes)).status == status
 
 
 async def test_a_compressed_body_is_not_inflated(site: Site) -> None:
@@ -618,7 +246,7 @@ async def test_a_compressed_body_is_not_inflated(site: Site) -> None:
 
 async def test_a_large_body_is_refused_before_it_is_read(site: Site) -> None:
     """EV-27, EV-28: by its announcement, or as soon as it has grown too large."""
-    announced = await site.raw(_head(b"", b"", length=1024 * 1024 + 1))
+    announced = await site.raw(request_head(b"", b"", length=1024 * 1024 + 1))
     assert announced.startswith(b"HTTP/1.1 413 ")
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     head = (
@@ -644,7 +272,7 @@ async def test_ambiguous_framing_is_refused_without_an_echo(
     site: Site, lines: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A request that two parsers could frame differently is 400, closed, and not quoted."""
-    answer = await site.raw(_head(b"{}", lines) + b"{}")
+    answer = await site.raw(request_head(b"{}", lines) + b"{}")
     assert re.match(rb"HTTP/1\.[01] 400 ", answer)
     assert b"zzz" not in answer
     assert b"second" not in answer
@@ -654,7 +282,7 @@ async def test_ambiguous_framing_is_refused_without_an_echo(
 async def test_a_body_that_never_comes_is_given_up(site: Site) -> None:
     """EV-32: announced bytes that stay away end in 408 within 5 s."""
     started = time.monotonic()
-    answer = await site.raw(_head(b"", b"", length=10))
+    answer = await site.raw(request_head(b"", b"", length=10))
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() - started < 5
 
@@ -677,7 +305,7 @@ async def test_a_trickled_head_is_given_up_and_holds_up_nobody(site: Site) -> No
     started = time.monotonic()
     trickles = [asyncio.create_task(trickle()) for _ in range(200)]
     await asyncio.sleep(0)
-    assert (await site.slack(EVENTS, _event())).status == 200
+    assert (await site.slack(EVENTS, event_body())).status == 200
     assert time.monotonic() - started < 1
     answers = await asyncio.gather(*trickles)
     assert time.monotonic() - started < 6
@@ -718,9 +346,9 @@ async def silent_port() -> AsyncIterator[int]:
 async def test_a_silent_database_is_answered_with_503_in_time(silent_port: int) -> None:
     """HT-06: Slack is told to try again within 2.5 s, long before it gives up."""
     url = Secret(f"postgresql://edge:x@127.0.0.1:{silent_port}/gateway")
-    async with _serving(url) as site:
+    async with serving(url) as site:
         started = time.monotonic()
-        answer = await site.slack(EVENTS, _event())
+        answer = await site.slack(EVENTS, event_body())
         assert (answer.status, answer.body) == (503, b"")
         assert time.monotonic() - started < 2.5
         assert "X-Slack-No-Retry" not in answer.headers
@@ -728,8 +356,8 @@ async def test_a_silent_database_is_answered_with_503_in_time(silent_port: int) 
 
 async def test_a_database_that_is_away_is_answered_with_503(unused_tcp_port: int) -> None:
     """HT-06: an event that could not be stored is never acknowledged."""
-    async with _serving(Secret(f"postgresql://edge:x@127.0.0.1:{unused_tcp_port}/gateway")) as site:
-        assert (await site.slack(EVENTS, _event())).status == 503
+    async with serving(Secret(f"postgresql://edge:x@127.0.0.1:{unused_tcp_port}/gateway")) as site:
+        assert (await site.slack(EVENTS, event_body())).status == 503
         assert site.count("event", "unavailable") == 1
 
 
@@ -818,7 +446,7 @@ async def test_files_may_be_kept_and_nothing_else(site: Site) -> None:
 async def test_a_forged_forwarding_header_changes_nothing(site: Site) -> None:
     """HT-04: the peer's address counts, unless the peer is a proxy of ours."""
     headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "http"}
-    await site.ask("GET", HOME, headers=headers | _cookies("ann", {}))
+    await site.ask("GET", HOME, headers=headers | cookies_of("ann", {}))
     assert set(site.identity.addresses) == {"127.0.0.1"}
 
 
@@ -826,9 +454,9 @@ async def test_our_own_proxy_is_believed(cluster: ScratchDatabases) -> None:
     """The nearest address that is no proxy of ours is the browser's."""
     urls = await cluster.database(DATABASE)
     proxies = {"trusted_proxies": "127.0.0.0/8,10.0.0.0/8"}
-    async with _serving(urls.roles[EDGE_ROLE], changes=proxies) as site:
+    async with serving(urls.roles[EDGE_ROLE], changes=proxies) as site:
         headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.9, 10.1.2.3"}
-        await site.ask("GET", HOME, headers=headers | _cookies("ann", {}))
+        await site.ask("GET", HOME, headers=headers | cookies_of("ann", {}))
         assert set(site.identity.addresses) == {"203.0.113.9"}
 
 
@@ -877,19 +505,9 @@ async def test_a_session_that_is_worth_nothing_is_explained(
 # Installing.
 
 
-async def _start(site: Site, who: str = "ann") -> tuple[str, str]:
-    """Start an install; return the state and the cookie."""
-    token = (await site.get(INSTALL, who)).form_token()
-    answer = await site.post(INSTALL, {"csrf": token}, who)
-    assert answer.status == 303
-    query = parse_qs(urlsplit(answer.location).query)
-    assert query["redirect_uri"] == [f"{PUBLIC}{CALLBACK}"]
-    return query["state"][0], answer.cookie("install")
-
-
 async def test_an_install_goes_to_slack_and_comes_back_once(site: Site) -> None:
     """OA-01: the state works once, and the vault gets the grant of whoever started."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     answer = await site.get(f"{CALLBACK}?code=1.2.abc&state={state}", "ann", install=cookie)
     assert (answer.status, answer.location) == (303, f"{HOME}?installed=T0ACME")
     state_sha256 = hashlib.sha256(state.encode()).hexdigest()
@@ -903,7 +521,7 @@ async def test_an_install_goes_to_slack_and_comes_back_once(site: Site) -> None:
 
 async def test_the_state_is_stored_as_a_hash_only(site: Site) -> None:
     """Whoever reads the table can finish nobody's install."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     row = str(await site.owner.fetchrow("SELECT * FROM gateway.oauth_state"))
     assert state not in row
     assert cookie not in row
@@ -911,7 +529,7 @@ async def test_the_state_is_stored_as_a_hash_only(site: Site) -> None:
 
 async def test_of_many_callbacks_one_exchanges_the_code(site: Site) -> None:
     """OA-02: eight at once, one exchange, seven refusals."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     path = f"{CALLBACK}?code=abc&state={state}"
     answers = await asyncio.gather(*(site.get(path, "ann", install=cookie) for _ in range(8)))
     assert sorted(each.status for each in answers) == [303] + [400] * 7
@@ -920,7 +538,7 @@ async def test_of_many_callbacks_one_exchanges_the_code(site: Site) -> None:
 
 async def test_a_state_works_only_in_its_browser_session_and_time(site: Site) -> None:
     """OA-01, OA-03, OA-04: no cookie, another one, another session, ten minutes."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     path = f"{CALLBACK}?code=abc&state={state}"
     assert (await site.get(path, "ann")).status == 400
     assert (await site.get(path, "ann", install="x" * 43)).status == 400
@@ -928,7 +546,7 @@ async def test_a_state_works_only_in_its_browser_session_and_time(site: Site) ->
     unknown = f"{CALLBACK}?code=abc&state={'s' * 43}"
     assert (await site.get(unknown, "ann", install=cookie)).status == 400
     assert (await site.get(path, "eve", install=cookie)).status == 403
-    expired, late_cookie = await _start(site)
+    expired, late_cookie = await start_install(site)
     await site.owner.execute("UPDATE gateway.oauth_state SET expires_at = now()")
     late = await site.get(f"{CALLBACK}?code=abc&state={expired}", "ann", install=late_cookie)
     assert late.status == 400
@@ -938,22 +556,22 @@ async def test_a_state_works_only_in_its_browser_session_and_time(site: Site) ->
 @pytest.mark.parametrize("code", ["", "a" * 10_000, "a%0d%0ab", "a%20b", "%3Cscript%3E"])
 async def test_an_odd_code_is_refused_and_the_state_kept(site: Site, code: str) -> None:
     """OA-06: a code that Slack cannot have made is not exchanged."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     path = f"{CALLBACK}?code={code}&state={state}"
-    answer = await site.ask("GET", path, headers=_cookies("ann", {"install": cookie}))
+    answer = await site.ask("GET", path, headers=cookies_of("ann", {"install": cookie}))
     assert answer.status in {400, 414}
     assert site.vault.completed == []
 
 
 async def test_a_no_at_slack_is_a_page_and_ends_the_install(site: Site) -> None:
     """OA-07: cancelled, state spent, nothing reflected."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     path = f"{CALLBACK}?error=access_denied&error_description=canary&state={state}"
     answer = await site.get(path, "ann", install=cookie)
     assert answer.status == 200
     assert "canary" not in answer.text
     assert (await site.get(path, "ann", install=cookie)).status == 400
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     odd = await site.get(f"{CALLBACK}?error=canary&state={state}", "ann", install=cookie)
     assert odd.status == 502
     assert "canary" not in odd.text
@@ -976,7 +594,7 @@ async def test_every_end_of_an_install_has_a_page(
     site: Site, error: RemoteError, status: int
 ) -> None:
     """OA-09 to OA-12: what the vault refuses is told apart, with the request id."""
-    state, cookie = await _start(site)
+    state, cookie = await start_install(site)
     site.vault.fail = error
     answer = await site.get(f"{CALLBACK}?code=abc&state={state}", "ann", install=cookie)
     assert answer.status == status
@@ -1035,7 +653,7 @@ async def test_a_form_counts_from_a_page_of_ours(site: Site) -> None:
 async def test_a_form_token_is_of_one_session_and_one_action(site: Site) -> None:
     """LK-03: another session's, another action's, a cut or absent token is refused."""
     token = (await site.get(INSTALL, "ann")).form_token()
-    site.identity.offers[CODE] = _offer()
+    site.identity.offers[CODE] = link_offer()
     for wrong in ("", token[:-1], "0" + token[1:], token + "x"):
         assert (await site.post(INSTALL, {"csrf": wrong}, "ann")).status == 403
     assert (await site.post(INSTALL, {"csrf": token}, "eve")).status == 403
@@ -1047,21 +665,9 @@ async def test_a_form_token_is_of_one_session_and_one_action(site: Site) -> None
 # Linking.
 
 
-def _offer(**changes: Any) -> LinkOffer:
-    later = datetime.now(UTC) + timedelta(hours=1)
-    return replace(
-        LinkOffer(ACME, "U0ANN", "ann", "ann@acme.example", emails_differ=False, expires_at=later),
-        **changes,
-    )
-
-
-async def _link_token(site: Site, code: str = CODE, who: str = "ann") -> str:
-    return (await site.get(LINK, who, link=code)).form_token()
-
-
 async def test_opening_a_link_moves_the_code_and_does_nothing_else(site: Site) -> None:
     """LK-01: a previewer spends nothing; the code leaves the address at once."""
-    site.identity.offers[CODE] = _offer()
+    site.identity.offers[CODE] = link_offer()
     answer = await site.get(f"{LINK}?code={CODE}")
     assert (answer.status, answer.location) == (303, LINK)
     assert answer.cookie("link") == CODE
@@ -1083,67 +689,69 @@ async def test_whoever_is_not_signed_in_signs_in_and_comes_back(site: Site) -> N
 
 async def test_linking_names_both_sides_links_once_and_resumes_the_question(site: Site) -> None:
     """The person sees workspace, Slack user and account; one click links and answers."""
-    site.identity.offers[CODE] = _offer()
+    site.identity.offers[CODE] = link_offer()
     page = await site.get(LINK, "ann", link=CODE)
     assert page.status == 200
     for name in ("Acme Slack", "U0ANN", "ann@acme.example"):
         assert name in page.text
-    fields = {"csrf": page.form_token(), "confirm": "yes"}
-    answer = await site.post(REDEEM, fields, "ann", link=CODE)
+    fields, cookie = {"csrf": page.form_token(), "confirm": "yes"}, page.cookie("link")
+    answer = await site.post(REDEEM, fields, "ann", link=cookie)
     assert answer.status == 200
     assert "being answered" in answer.text
     assert answer.cookie("link") == '""'
     assert site.worker.resumed == ["resume-grant"]
-    again = await site.post(REDEEM, fields, "ann", link=CODE)
+    again = await site.post(REDEEM, fields, "ann", link=cookie)
     assert again.status == 410
     assert site.worker.resumed == ["resume-grant"]
 
 
 async def test_a_worker_that_cannot_be_asked_costs_nothing(site: Site) -> None:
     """The link stands; the worker's sweep finds the question."""
-    site.identity.offers[CODE] = _offer()
+    site.identity.offers[CODE] = link_offer()
     site.worker.fail = refusal(Kind.UNAVAILABLE, "PEER_UNAVAILABLE")
-    fields = {"csrf": await _link_token(site), "confirm": "yes"}
-    answer = await site.post(REDEEM, fields, "ann", link=CODE)
+    fields, cookie = await link_form(site)
+    answer = await site.post(REDEEM, fields, "ann", link=cookie)
     assert answer.status == 200
     assert "in a moment" in answer.text
 
 
 async def test_nothing_is_linked_without_the_confirmation(site: Site) -> None:
     """LK-04: a form without the button's field asks again."""
-    site.identity.offers[CODE] = _offer()
-    answer = await site.post(REDEEM, {"csrf": await _link_token(site)}, "ann", link=CODE)
+    site.identity.offers[CODE] = link_offer()
+    fields, cookie = await link_form(site)
+    answer = await site.post(REDEEM, {"csrf": fields["csrf"]}, "ann", link=cookie)
     assert answer.status == 422
     assert CODE in site.identity.offers
 
 
 async def test_differing_addresses_are_confirmed_apart(site: Site) -> None:
     """Two e-mail addresses need the second confirmation."""
-    site.identity.offers[CODE] = _offer(slack_email="other@mail.example", emails_differ=True)
-    fields = {"csrf": await _link_token(site), "confirm": "yes"}
-    answer = await site.post(REDEEM, fields, "ann", link=CODE)
+    site.identity.offers[CODE] = link_offer(slack_email="other@mail.example", emails_differ=True)
+    fields, cookie = await link_form(site)
+    answer = await site.post(REDEEM, fields, "ann", link=cookie)
     assert answer.status == 422
     assert "both addresses" in answer.text
     fields = {"csrf": answer.form_token(), "confirm": "yes", "emails_differ": "yes"}
-    assert (await site.post(REDEEM, fields, "ann", link=CODE)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=answer.cookie("link"))).status == 200
 
 
 async def test_only_the_link_that_was_shown_is_redeemed(site: Site) -> None:
     """A code that was slipped in after the page was shown is not redeemed by its form."""
-    site.identity.offers |= {CODE: _offer(), OTHER_CODE: _offer(slack_user_id="U0EVE")}
-    fields = {"csrf": await _link_token(site), "confirm": "yes"}
-    assert (await site.post(REDEEM, fields, "ann", link=OTHER_CODE)).status == 403
+    site.identity.offers |= {CODE: link_offer(), OTHER_CODE: link_offer(slack_user_id="U0EVE")}
+    fields, _ = await link_form(site)
+    _, other_cookie = await link_form(site, OTHER_CODE)
+    assert (await site.post(REDEEM, fields, "ann", link=other_cookie)).status == 403
     assert len(site.identity.offers) == 2
 
 
 async def test_refused_links_have_their_own_pages(site: Site) -> None:
     """LK-05 to LK-11: spent, unknown, another tenant's, linked elsewhere."""
     assert (await site.get(LINK, "ann", link=CODE)).status == 410
-    site.identity.offers[CODE] = _offer()
+    site.identity.offers[CODE] = link_offer()
     assert (await site.get(LINK, "eve", link=CODE)).status == 403
     site.identity.fail["redeem"] = refusal(Kind.CONFLICT, "USER_LINKED_ELSEWHERE")
-    fields = {"csrf": await _link_token(site), "confirm": "yes"}
-    assert (await site.post(REDEEM, fields, "ann", link=CODE)).status == 409
+    fields, cookie = await link_form(site)
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 409
     assert CODE in site.identity.offers
 
 
@@ -1161,11 +769,10 @@ async def test_what_cannot_be_a_code_looks_like_one_that_is_spent(site: Site, co
 
 async def test_guessing_links_is_slowed_down(site: Site) -> None:
     """LK-12: the eleventh redeem within a minute is refused, with a time to wait."""
-    site.identity.offers[CODE] = _offer()
-    token = await _link_token(site)
+    site.identity.offers[CODE] = link_offer()
+    fields, cookie = await link_form(site)
     del site.identity.offers[CODE]
-    fields = {"csrf": token, "confirm": "yes"}
-    answers = [await site.post(REDEEM, fields, "ann", link=CODE) for _ in range(11)]
+    answers = [await site.post(REDEEM, fields, "ann", link=cookie) for _ in range(11)]
     assert [each.status for each in answers] == [410] * 10 + [429]
     assert answers[-1].headers["Retry-After"] == "60"
 
@@ -1173,7 +780,7 @@ async def test_guessing_links_is_slowed_down(site: Site) -> None:
 async def test_names_from_slack_are_shown_and_not_interpreted(site: Site) -> None:
     """LK-14: escaped, cut to 80 characters, without invisible ones."""
     name = "<img src=x onerror=alert(1)>\u202e\u200b" + "n" * 10_000
-    site.identity.offers[CODE] = _offer(slack_display_name=name)
+    site.identity.offers[CODE] = link_offer(slack_display_name=name)
     page = await site.get(LINK, "ann", link=CODE)
     assert "<img src=x" not in page.text
     assert "&lt;img src=x" in page.text
@@ -1182,32 +789,6 @@ async def test_names_from_slack_are_shown_and_not_interpreted(site: Site) -> Non
 
 
 # Workspaces.
-
-
-def _mapping(mapping_id: str = "wsum_1") -> UserMapping:
-    return UserMapping(mapping_id, "T0ACME", "U0BOB", "u_bob", "Bob", "bob@acme.example", DAY, None)
-
-
-def _read(seq: int = 1) -> AuditEvent:
-    return AuditEvent(
-        chain_id="c0ffee",
-        seq=seq,
-        at=DAY,
-        action="token.read",
-        actor="gateway-worker",
-        rpc="/interlock.token_vault.v1.TokenService/ReadBotToken",
-        purpose="app_mention",
-        grant_id="jti-1",
-        token_kind="bot",
-        outcome="allowed",
-        token_ref="f1ngerpr1nt",
-        generation=3,
-        kek_version="local-1",
-        dek_source="kms",
-        request_id="req-12345678",
-        subject="U0ANN",
-        count=1,
-    )
 
 
 async def test_the_dashboard_shows_the_tenants_workspaces_only(site: Site) -> None:
@@ -1244,16 +825,12 @@ async def test_another_tenants_workspace_is_as_absent_as_an_unknown_one(site: Si
         foreign = await site.get(f"/work-apps/slack/workspaces/wsw_9{suffix}", "ann")
         unknown = await site.get(f"/work-apps/slack/workspaces/wsw_0{suffix}", "ann")
         assert foreign.status == unknown.status == 404
-        assert _without_id(foreign) == _without_id(unknown)
-
-
-def _without_id(answer: Answer) -> str:
-    return answer.text.replace(answer.headers["X-Request-Id"], "")
+        assert without_id(foreign) == without_id(unknown)
 
 
 async def test_linked_users_are_listed_and_unlinked_each_by_its_own_form(site: Site) -> None:
     """A form token unlinks the user it was shown for, nobody else."""
-    site.identity.mappings = [_mapping()]
+    site.identity.mappings = [user_mapping()]
     path = "/work-apps/slack/workspaces/wsw_1"
     page = await site.get(path, "ann")
     assert "bob@acme.example" in page.text
@@ -1267,7 +844,7 @@ async def test_linked_users_are_listed_and_unlinked_each_by_its_own_form(site: S
 
 async def test_the_audit_log_shows_each_read_of_a_token(site: Site) -> None:
     """As a page and as JSON, for administrators."""
-    site.vault.events = [_read()]
+    site.vault.events = [audit_event()]
     path = "/work-apps/slack/workspaces/wsw_1/audit"
     page = (await site.get(path, "ann")).text
     for fact in ("token.read", "gateway-worker", "U0ANN", "f1ngerpr1nt", "local-1", "req-12345678"):

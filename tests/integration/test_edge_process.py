@@ -31,9 +31,10 @@ from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_gateway.adapters.edge_identity import GrpcIdentity
 from interlock_gateway.adapters.edge_vault import GrpcVault
 from interlock_gateway.adapters.edge_worker import GrpcWorker
-from interlock_gateway.edge.ports import Role, SessionProof
+from interlock_gateway.edge.ports import AgentDefault, Channel, Health, Role, SessionProof
 from interlock_gateway.migrations import DATABASE, EDGE_ROLE
 from interlock_tokens.families import Family
+from interlock_tokens.grants import AdminPurpose
 from interlock_tokens.keysets import generate_ed25519_key
 
 APP = "A0INTERLOCK"
@@ -85,7 +86,7 @@ class _Sessions(identity_pb2_grpc.SessionServiceServicer):
         )
 
     async def IssueAdminGrant(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
-        assert request.purpose == identity_pb2.ADMIN_PURPOSE_AUDIT
+        assert request.purpose != identity_pb2.ADMIN_PURPOSE_UNSPECIFIED
         return identity_pb2.IssueAdminGrantResponse(grant="audit-grant", workspace=_workspace())
 
     async def IssueInstallGrant(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
@@ -97,6 +98,17 @@ class _Workspaces(identity_pb2_grpc.WorkspaceServiceServicer):
     async def ListWorkspaces(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         _require_ann(request)
         return identity_pb2.ListWorkspacesResponse(workspaces=[_workspace()])
+
+    async def GetAgentDefaults(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        default = identity_pb2.AgentDefault(project_id="shop", agent_id="returns")
+        return identity_pb2.GetAgentDefaultsResponse(defaults=[default])
+
+    async def SetAgentDefault(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        if not request.HasField("agent_default"):
+            return identity_pb2.SetAgentDefaultResponse()
+        assert request.agent_default.channel_id == request.channel_id == "C0GENERAL"
+        assert request.agent_default.grant_access_to_members
+        raise RemoteError(Kind.NOT_FOUND, "AGENT_NOT_FOUND")
 
 
 class _Links(identity_pb2_grpc.LinkServiceServicer):
@@ -163,9 +175,26 @@ class _Audit(token_vault_pb2_grpc.AuditServiceServicer):
         return token_vault_pb2.ListAuditEventsResponse(events=[event])
 
 
+class _Tokens(token_vault_pb2_grpc.TokenServiceServicer):
+    async def Uninstall(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        assert request.grant == "uninstall-grant"
+        return token_vault_pb2.UninstallResponse()
+
+
 class _Worker(gateway_pb2_grpc.WorkerServiceServicer):
     async def ResumeAfterLink(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         return gateway_pb2.ResumeAfterLinkResponse(resumed=request.grant == "resume-grant")
+
+    async def CheckHealth(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        return gateway_pb2.CheckHealthResponse(healthy=False, slack_error="token_revoked")
+
+    async def ListChannels(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        channel = gateway_pb2.Channel(channel_id="C0GENERAL", name="general", is_member=True)
+        return gateway_pb2.ListChannelsResponse(channels=[channel])
+
+    async def SendTestMessage(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        assert request.channel_id == "C0GENERAL"
+        return gateway_pb2.SendTestMessageResponse()
 
 
 @dataclass(frozen=True)
@@ -204,6 +233,10 @@ VAULT: _Services = {
     "interlock.token_vault.v1.InstallService": (
         token_vault_pb2_grpc.add_InstallServiceServicer_to_server,
         _Installs(),  # type: ignore[abstract]  # Only what edge calls.
+    ),
+    "interlock.token_vault.v1.TokenService": (
+        token_vault_pb2_grpc.add_TokenServiceServicer_to_server,
+        _Tokens(),  # type: ignore[abstract]  # Only what edge calls.
     ),
     "interlock.token_vault.v1.AuditService": (
         token_vault_pb2_grpc.add_AuditServiceServicer_to_server,
@@ -274,7 +307,7 @@ async def test_identity_is_asked_with_the_cookie_itself(peers: Peers) -> None:
         )
         [workspace] = await identity.list_workspaces(PROOF)
         assert (workspace.created_at, workspace.linked_users) == (DAY, 2)
-        grant, audited = await identity.issue_audit_grant(PROOF, "wsw_1")
+        grant, audited = await identity.issue_admin_grant(PROOF, "wsw_1", AdminPurpose.AUDIT)
         assert (grant, audited) == (Secret("audit-grant"), workspace)
         assert await identity.issue_install_grant(PROOF, "a" * 64) == Secret("install-grant")
         offer = await identity.describe_link_code(PROOF, Secret("c" * 43))
@@ -297,6 +330,21 @@ async def test_identity_is_asked_with_the_cookie_itself(peers: Peers) -> None:
         assert nobody.value.reason == "NOT_SIGNED_IN"
 
 
+async def test_identity_keeps_the_default_agents(peers: Peers) -> None:
+    """Read, set and removed; a grant can be asked for each purpose that edge knows."""
+    async with open_channel(peers.identity, peers.edge_tls, server="identity") as channel:
+        identity = GrpcIdentity(channel)
+        default = AgentDefault("", "shop", "returns", grants_access=False)
+        assert await identity.list_agent_defaults(PROOF, "wsw_1") == (default,)
+        chosen = AgentDefault("C0GENERAL", "shop", "nobody", grants_access=True)
+        with pytest.raises(RemoteError) as unknown:
+            await identity.set_agent_default(PROOF, "wsw_1", "C0GENERAL", chosen)
+        assert unknown.value.reason == "AGENT_NOT_FOUND"
+        await identity.set_agent_default(PROOF, "wsw_1", "C0GENERAL", None)
+        for purpose in ("health", "channels", "test_message", "uninstall"):
+            await identity.issue_admin_grant(PROOF, "wsw_1", AdminPurpose(purpose))
+
+
 async def test_the_vault_and_the_worker_are_asked_with_grants(peers: Peers) -> None:
     """An org-wide install is named by its Enterprise; audit and resume pass through."""
     tls = peers.edge_tls
@@ -316,7 +364,16 @@ async def test_the_vault_and_the_worker_are_asked_with_grants(peers: Peers) -> N
         )
         [event] = (await vault.list_audit_events(Secret("g"), "")).items
         assert (event.seq, event.at, event.actor) == (7, DAY, "gateway-edge")
-        assert await GrpcWorker(to_worker).resume_after_link(Secret("resume-grant"))
+        await vault.uninstall(Secret("uninstall-grant"))
+        worker = GrpcWorker(to_worker)
+        assert await worker.resume_after_link(Secret("resume-grant"))
+        assert await worker.check_health(Secret("g")) == Health(
+            is_healthy=False, slack_error="token_revoked"
+        )
+        assert await worker.list_channels(Secret("g")) == (
+            Channel("C0GENERAL", "general", is_member=True),
+        )
+        await worker.send_test_message(Secret("g"), "C0GENERAL")
 
 
 # The process.

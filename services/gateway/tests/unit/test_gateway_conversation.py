@@ -23,6 +23,7 @@ from interlock_gateway.adapters.worker_memory import (
     MemoryWaiting,
     Put,
 )
+from interlock_gateway.domain.slack_request import LINK_COMMAND
 from interlock_gateway.worker import answer
 from interlock_gateway.worker.answer import Choice, Project, Source
 from interlock_gateway.worker.conversation import Conversation
@@ -395,6 +396,7 @@ class Desk:
         lane: str,
         user: str = USER,
         control: bool = False,
+        event_type: str = "",
     ) -> None:
         """Put a request into the inbox as edge does."""
         grant = f"grant of {key}"
@@ -406,7 +408,7 @@ class Desk:
             slack_user_id=user,
             slack_user_team_id=TEAM,
             event_key=key,
-            event_type=kind,
+            event_type=event_type or kind,
             body_sha256=hashlib.sha256(body).hexdigest(),
             event_at=self.clock.now(),
             renewed=False,
@@ -474,7 +476,9 @@ class Desk:
         }
         await self.click(key, action, user)
 
-    async def command(self, text: str, *, key: str = "Command1") -> None:
+    async def command(
+        self, text: str, *, key: str = "Command1", event_type: str = "command"
+    ) -> None:
         """Run the slash command."""
         form = {
             "command": "/ask",
@@ -483,7 +487,9 @@ class Desk:
             "response_url": f"https://hooks.slack.com/commands/{TEAM}/1/x",
         }
         lane = f"{TEAM}:{CHANNEL}:{USER}"
-        await self.put(key, urlencode(form).encode(), kind="command", lane=lane)
+        await self.put(
+            key, urlencode(form).encode(), kind="command", lane=lane, event_type=event_type
+        )
 
     async def work(self) -> list[Outcome]:
         """Work off everything that is due."""
@@ -925,6 +931,14 @@ async def test_link_command_links_and_confirms(desk: Desk) -> None:
     await desk.link()
     await desk.work()
     assert "Ada Lovelace" in desk.slack.responses[0].text
+
+
+async def test_a_command_with_the_url_for_links_links_whatever_it_says(desk: Desk) -> None:
+    """Edge says so in the grant; the text of such a command is not read."""
+    desk.identity.is_linked = False
+    await desk.command("unlink", event_type=LINK_COMMAND)
+    await desk.work()
+    assert desk.the_whisper().blocks[1]["elements"][0]["action_id"] == answer.LINK_ACTION
 
 
 async def test_dead_response_url_falls_back_to_a_whisper(desk: Desk) -> None:

@@ -24,6 +24,7 @@ from interlock_gateway.edge.ports import (
     Redeemed,
     Role,
     SessionProof,
+    Worker,
     Workspace,
 )
 from interlock_gateway.edge.problems import BY_REASON, INTERNAL, problem_of
@@ -140,7 +141,7 @@ class _Redeeming(Identity):
 
 
 @dataclass
-class _Worker:
+class _Worker(Worker):
     answer: Callable[[], bool]
 
     async def resume_after_link(self, grant: Secret[str]) -> bool:
@@ -163,7 +164,9 @@ def _unavailable() -> bool:
 def _linking(answer: Callable[[], bool] = lambda: True) -> tuple[Linking, _Attempts]:
     attempts = _Attempts()
     identity = _Redeeming()  # type: ignore[abstract]  # Only what redeeming needs.
-    return Linking(identity=identity, worker=_Worker(answer), attempts=attempts), attempts
+    worker = _Worker(answer)  # type: ignore[abstract]  # Only what resuming needs.
+    linking = Linking(identity=identity, worker=worker, attempts=attempts, on_guessing=lambda: None)
+    return linking, attempts
 
 
 @pytest.mark.parametrize(

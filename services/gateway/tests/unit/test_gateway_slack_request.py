@@ -16,16 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock_gateway.domain.slack_request import (
+    LINK_COMMAND,
     Challenge,
     ForeignApp,
     Ignored,
     InvalidSlackSignature,
     MalformedSlackRequest,
+    RequestKind,
     SignedBody,
     SlackRequest,
     read_command,
     read_event,
     read_interaction,
+    read_link_command,
     verify,
 )
 from interlock_tokens.grants import Workspace
@@ -798,6 +801,16 @@ def test_commands_that_end_something_do_not_wait(text: str, is_control: bool) ->
     request = read_command(_signed(_command(text=text)), app_id=APP)
     assert isinstance(request, SlackRequest)
     assert request.is_control is is_control
+
+
+def test_a_command_with_the_url_for_links_is_a_request_for_a_link() -> None:
+    """Whatever follows it; it waits behind nothing, and is verified like any command."""
+    signed = _signed(_command(text="what is new"))
+    request = read_link_command(signed, app_id=APP)
+    assert isinstance(request, SlackRequest)
+    assert (request.event_type, request.is_control) == (LINK_COMMAND, True)
+    assert request.kind is RequestKind.COMMAND
+    assert read_link_command(_signed(b"ssl_check=1"), app_id=APP) == Ignored("ssl_check")
 
 
 def test_a_long_command_text_is_data() -> None:

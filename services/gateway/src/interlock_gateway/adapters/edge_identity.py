@@ -14,6 +14,7 @@ from interlock.identity.v1.identity_pb2_grpc import (
 from interlock_chassis.client import remote_errors
 from interlock_chassis.secret import Secret
 from interlock_gateway.edge.ports import (
+    AgentDefault,
     LinkOffer,
     Page,
     Person,
@@ -23,14 +24,25 @@ from interlock_gateway.edge.ports import (
     UserMapping,
     Workspace,
 )
+from interlock_tokens.grants import AdminPurpose
 
 # A person waits for a page. Identity itself asks the auth server, within its own 5 s.
 _SECONDS = 5.0
+# Identity asks the platform about an agent before it stores it, and caps that at 10 s.
+_SETTING_SECONDS = 10.0
 
 _ROLES = {
     pb.ROLE_OWNER: Role.OWNER,
     pb.ROLE_ADMIN: Role.ADMIN,
     pb.ROLE_MEMBER: Role.MEMBER,
+}
+
+_PURPOSES = {
+    AdminPurpose.HEALTH: pb.ADMIN_PURPOSE_HEALTH,
+    AdminPurpose.CHANNELS: pb.ADMIN_PURPOSE_CHANNELS,
+    AdminPurpose.TEST_MESSAGE: pb.ADMIN_PURPOSE_TEST_MESSAGE,
+    AdminPurpose.UNINSTALL: pb.ADMIN_PURPOSE_UNINSTALL,
+    AdminPurpose.AUDIT: pb.ADMIN_PURPOSE_AUDIT,
 }
 
 
@@ -66,12 +78,12 @@ class GrpcIdentity:
             answer = await self._sessions.IssueInstallGrant(request, timeout=_SECONDS)
         return Secret(answer.grant)
 
-    async def issue_audit_grant(
-        self, proof: SessionProof, workspace_id: str
+    async def issue_admin_grant(
+        self, proof: SessionProof, workspace_id: str, purpose: AdminPurpose
     ) -> tuple[Secret[str], Workspace]:
-        """Sign leave to read one workspace's audit log; see `Identity`."""
+        """Sign leave to do one thing with one workspace; see `Identity`."""
         request = pb.IssueAdminGrantRequest(
-            session=_session(proof), workspace_id=workspace_id, purpose=pb.ADMIN_PURPOSE_AUDIT
+            session=_session(proof), workspace_id=workspace_id, purpose=_PURPOSES[purpose]
         )
         with remote_errors():
             answer = await self._sessions.IssueAdminGrant(request, timeout=_SECONDS)
@@ -83,6 +95,30 @@ class GrpcIdentity:
         with remote_errors():
             answer = await self._workspaces.ListWorkspaces(request, timeout=_SECONDS)
         return tuple(_workspace(each) for each in answer.workspaces)
+
+    async def list_agent_defaults(
+        self, proof: SessionProof, workspace_id: str
+    ) -> tuple[AgentDefault, ...]:
+        """List the default agents of a workspace; see `Identity`."""
+        request = pb.GetAgentDefaultsRequest(session=_session(proof), workspace_id=workspace_id)
+        with remote_errors():
+            answer = await self._workspaces.GetAgentDefaults(request, timeout=_SECONDS)
+        return tuple(_default(each) for each in answer.defaults)
+
+    async def set_agent_default(
+        self, proof: SessionProof, workspace_id: str, channel_id: str, chosen: AgentDefault | None
+    ) -> None:
+        """Set the default agent of a place, or remove it; see `Identity`."""
+        request = pb.SetAgentDefaultRequest(
+            session=_session(proof), workspace_id=workspace_id, channel_id=channel_id
+        )
+        if chosen is not None:
+            request.agent_default.channel_id = channel_id
+            request.agent_default.project_id = chosen.project_id
+            request.agent_default.agent_id = chosen.agent_id
+            request.agent_default.grant_access_to_members = chosen.grants_access
+        with remote_errors():
+            await self._workspaces.SetAgentDefault(request, timeout=_SETTING_SECONDS)
 
     async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
         """Say what a code would do; see `Identity`."""
@@ -117,11 +153,14 @@ class GrpcIdentity:
         )
 
     async def list_mappings(
-        self, proof: SessionProof, workspace_id: str, page_token: str
+        self, proof: SessionProof, workspace_id: str, page_token: str, *, page_size: int = 0
     ) -> Page[UserMapping]:
         """List linked users; see `Identity`."""
         request = pb.ListUserMappingsRequest(
-            session=_session(proof), workspace_id=workspace_id, page_token=page_token
+            session=_session(proof),
+            workspace_id=workspace_id,
+            page_token=page_token,
+            page_size=page_size,
         )
         with remote_errors():
             answer = await self._links.ListUserMappings(request, timeout=_SECONDS)
@@ -148,6 +187,15 @@ def _workspace(message: pb.Workspace) -> Workspace:
         status=message.status,
         created_at=_instant(message.created_at),
         linked_users=message.linked_users,
+    )
+
+
+def _default(message: pb.AgentDefault) -> AgentDefault:
+    return AgentDefault(
+        channel_id=message.channel_id,
+        project_id=message.project_id,
+        agent_id=message.agent_id,
+        grants_access=message.grant_access_to_members,
     )
 
 

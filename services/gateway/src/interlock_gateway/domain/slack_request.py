@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -31,6 +31,9 @@ from interlock_tokens.grants import Workspace
 SIGNATURE_WINDOW = timedelta(seconds=300)
 # Slack's challenges are some 40 letters and digits. Anything larger would be an echo service.
 MAX_CHALLENGE_CHARS = 256
+
+# The event type of a slash command that can only mean: link me.
+LINK_COMMAND = "link_command"
 
 Macs = Callable[[bytes], Sequence[bytes]]
 """HMAC-SHA256 of a message under each signing secret now in force, newest first."""
@@ -84,7 +87,7 @@ class ForeignApp(ServiceError):
 
 
 class RequestKind(StrEnum):
-    """Which of the app's three URLs Slack called."""
+    """How Slack's requests are made: each kind has a form of its own."""
 
     EVENT = "event"
     INTERACTION = "interaction"
@@ -123,7 +126,7 @@ class SlackRequest:
         slack_user_id: Who acted; "" for nobody.
         slack_user_team_id: That person's own team or Enterprise; "" when nobody acted.
         is_stranger: Whether that person belongs to another organization.
-        event_type: Slack's type; `command` for a slash command.
+        event_type: Slack's type; `command` or `link_command` for a slash command.
         event_at: When it happened, in whole seconds.
         body_sha256: 64 lower-case hex digits.
     """
@@ -291,6 +294,20 @@ def read_command(signed: SignedBody, *, app_id: str) -> Ignored | SlackRequest:
         event_at=signed.signed_at,
         body_sha256=signed.sha256,
     )
+
+
+def read_link_command(signed: SignedBody, *, app_id: str) -> Ignored | SlackRequest:
+    """Read a slash command that asks for a link, whatever words follow it.
+
+    Raises:
+        MalformedSlackRequest: As `read_command`.
+        ForeignApp: It is for another app.
+    """
+    request = read_command(signed, app_id=app_id)
+    if isinstance(request, Ignored):
+        return request
+    # A link is wanted at once, also by whoever has a run under way.
+    return replace(request, event_type=LINK_COMMAND, is_control=True)
 
 
 # Events.
@@ -530,8 +547,9 @@ def _is_stranger(user_team: str, ours: set[str]) -> bool:
 
 
 def _require_app(fields: "_Object", app_id: str) -> None:
-    if fields.required_id("api_app_id", _APP) != app_id:
-        raise ForeignApp
+    named = fields.required_id("api_app_id", _APP)
+    if named != app_id:
+        raise ForeignApp(metadata={"app_id": named})
 
 
 def _epoch_text(instant: datetime) -> str:

@@ -6,6 +6,7 @@ grant out. Nothing else mints slackGrants, and nothing here can read a row back.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from interlock_chassis.clock import Clock
@@ -14,12 +15,12 @@ from interlock_gateway.domain.slack_request import (
     Challenge,
     Ignored,
     Macs,
-    RequestKind,
     SignedBody,
     SlackRequest,
     read_command,
     read_event,
     read_interaction,
+    read_link_command,
     verify,
 )
 from interlock_tokens.keysets import Keyset
@@ -36,6 +37,15 @@ class Inbox(Protocol):
             EdgeDatabaseUnavailable: It is not known to be stored within 2 s.
         """
         ...
+
+
+class Entrance(StrEnum):
+    """Which of our URLs Slack called; each takes one form of request."""
+
+    EVENTS = "events"
+    INTERACTIONS = "interactions"
+    COMMANDS = "commands"
+    LINK_CREATE = "link/create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class Admission:
             now=self._clock.now(),
         )
 
-    async def admit(self, kind: RequestKind, signed: SignedBody) -> Challenge | Ignored | Admitted:
+    async def admit(self, entrance: Entrance, signed: SignedBody) -> Challenge | Ignored | Admitted:
         """Read a verified request and store it with its grant.
 
         Returns once the row is durable, so that the request may be acknowledged.
@@ -106,7 +116,7 @@ class Admission:
             ForeignApp: It is for another app.
             EdgeDatabaseUnavailable: It could not be stored; Slack should try again.
         """
-        request = _READERS[kind](signed, app_id=self._app_id)
+        request = _READERS[entrance](signed, app_id=self._app_id)
         if not isinstance(request, SlackRequest):
             return request
         is_new = await self._inbox.put(request, signed.body, self._grant(request))
@@ -128,8 +138,9 @@ class Admission:
         )
 
 
-_READERS: dict[RequestKind, Callable[..., Challenge | Ignored | SlackRequest]] = {
-    RequestKind.EVENT: read_event,
-    RequestKind.INTERACTION: read_interaction,
-    RequestKind.COMMAND: read_command,
+_READERS: dict[Entrance, Callable[..., Challenge | Ignored | SlackRequest]] = {
+    Entrance.EVENTS: read_event,
+    Entrance.INTERACTIONS: read_interaction,
+    Entrance.COMMANDS: read_command,
+    Entrance.LINK_CREATE: read_link_command,
 }

@@ -10,9 +10,15 @@ from aiohttp import web
 from interlock_chassis.secret import Secret
 from interlock_gateway.domain.strict import MalformedDocument, parse_form
 from interlock_gateway.edge import paths
-from interlock_gateway.edge.csrf import CsrfTokens, FormRefused, require_own_page
+from interlock_gateway.edge.csrf import (
+    CsrfTokens,
+    FormRefused,
+    require_no_other_page,
+    require_own_page,
+)
 from interlock_gateway.edge.http import FORM, Proxies, media_type, read_body
 from interlock_gateway.edge.pages import Viewer
+from interlock_gateway.edge.policy import Action, require
 from interlock_gateway.edge.ports import Identity, NotSignedIn, Person, SessionProof
 
 # Our largest form has four short fields.
@@ -20,6 +26,10 @@ _MAX_FORM_BYTES = 16 * 1024
 # Identity's contract.
 _MAX_COOKIE_CHARS = 2048
 _PRINTABLE = re.compile(r"[\x21-\x7e]+", re.ASCII)
+
+
+# Who a request turned out to be of.
+VIEWER = web.RequestKey("viewer", Viewer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +78,39 @@ class Browser:
         self._auth_url = auth_url.rstrip("/")
         self._session_cookie = session_cookie
 
-    async def visit(self, request: web.Request) -> Visit:
-        """Recognize who asks for a page.
+    async def visit(self, request: web.Request, action: Action) -> Visit:
+        """Recognize who asks for a page, and that their role allows it.
 
         Raises:
             NotSignedIn: Nobody.
+            RoleNotSufficient: Their role does not allow it.
             RemoteError: As `Identity.authenticate`.
         """
-        return await self._visit(request, {})
+        visit = await self._visit(request, {})
+        require(visit.person, action)
+        return visit
 
-    async def submission(self, request: web.Request, action: str) -> Visit:
-        """Recognize who sends a form, and that it was shown to them for this action.
+    async def call(self, request: web.Request, action: Action) -> Visit:
+        """Recognize whose program changes something, and that no other site's page does.
+
+        Only for requests that no form can make: PUT, DELETE, or with a JSON body.
 
         Raises:
-            FormRefused: Another page sent it, or the token is not of this session and action.
+            FormRefused: A page of another site sent it.
             NotSignedIn: Nobody.
+            RoleNotSufficient: Their role does not allow it.
+            RemoteError: As `Identity.authenticate`.
+        """
+        require_no_other_page(request.headers, self._public_url)
+        return await self.visit(request, action)
+
+    async def submission(self, request: web.Request, purpose: str, action: Action) -> Visit:
+        """Recognize who sends a form, and that it was shown to them for this purpose.
+
+        Raises:
+            FormRefused: Another page sent it, or the token is not of this session and purpose.
+            NotSignedIn: Nobody.
+            RoleNotSufficient: Their role does not allow it.
             RemoteError: As `Identity.authenticate`.
             RequestRefused: The body is too large, too slow or no form.
         """
@@ -93,12 +121,21 @@ class Browser:
         except MalformedDocument:
             raise FormRefused from None
         visit = await self._visit(request, form)
-        self._csrf.verify(form.get("csrf", ""), visit.person.session_ref, action)
+        self._csrf.verify(form.get("csrf", ""), visit.person.session_ref, purpose)
+        require(visit.person, action)
         return visit
 
-    def form_token(self, visit: Visit, action: str) -> str:
-        """Make the token of a form that does `action`."""
-        return self._csrf.issue(visit.person.session_ref, action)
+    def form_token(self, visit: Visit, purpose: str) -> str:
+        """Make a token that is worth something in this session, for this purpose."""
+        return self._csrf.issue(visit.person.session_ref, purpose)
+
+    def require_token(self, visit: Visit, token: str, purpose: str) -> None:
+        """Let a token pass that was made in this session, for this purpose.
+
+        Raises:
+            FormRefused: It was not.
+        """
+        self._csrf.verify(token, visit.person.session_ref, purpose)
 
     def sign_in_url(self, path: str) -> str:
         """Return where to sign in and come back to a path of ours."""
@@ -110,7 +147,7 @@ class Browser:
         person = await self._identity.authenticate(proof)
         viewer = Viewer(person, self.sign_in_url(paths.HOME))
         # For the frame, should this request end in a problem.
-        request["viewer"] = viewer
+        request[VIEWER] = viewer
         return Visit(proof, person, viewer, form)
 
     def _proof(self, request: web.Request) -> SessionProof:

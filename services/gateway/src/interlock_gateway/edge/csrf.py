@@ -91,3 +91,19 @@ def require_own_page(headers: Mapping[str, str], own_origin: str) -> None:
     if origin == own_origin or (origin == "null" and site == "same-origin"):
         return
     raise FormRefused
+
+
+def require_no_other_page(headers: Mapping[str, str], own_origin: str) -> None:
+    """Refuse a program's request that a browser sent for a page of another site.
+
+    For requests that no form can make (PUT, DELETE, a JSON body): browsers ask before
+    they send one across origins, and are told no. Programs send neither header.
+
+    Raises:
+        FormRefused: Another site sent it.
+    """
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    if site is not None and site != "same-origin":
+        raise FormRefused
+    if origin is not None and origin != own_origin and not (origin == "null" and site):
+        raise FormRefused

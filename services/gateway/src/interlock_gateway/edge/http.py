@@ -3,10 +3,13 @@
 import asyncio
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
+
+from interlock_gateway.domain.strict import MalformedDocument, parse_json_object
 
 # Slack sends in milliseconds. With the answer and its draining, who never sends what
 # they announced is gone within 5 s.
@@ -75,6 +78,20 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytes:
     except (web.RequestPayloadError, ConnectionError):
         raise RequestRefused(HTTPStatus.BAD_REQUEST) from None
     return bytes(body)
+
+
+async def read_json(request: web.Request, limit_bytes: int) -> Mapping[str, Any]:
+    """Read a JSON object of limited size.
+
+    Raises:
+        RequestRefused: As `media_type` and `read_body`; 400 when it is not one object
+            that everybody reads alike.
+    """
+    media_type(request, JSON)
+    try:
+        return parse_json_object(await read_body(request, limit_bytes))
+    except MalformedDocument:
+        raise RequestRefused(HTTPStatus.BAD_REQUEST) from None
 
 
 class Proxies:

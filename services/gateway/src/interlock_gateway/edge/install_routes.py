@@ -8,9 +8,16 @@ from aiohttp import web
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_gateway.edge import paths
-from interlock_gateway.edge.browser import Browser, end_cookie, set_cookie, take_cookie
-from interlock_gateway.edge.installing import Installing, InstallStateSpent, require_callback
+from interlock_gateway.edge.browser import Browser, Visit, end_cookie, set_cookie, take_cookie
+from interlock_gateway.edge.installing import (
+    Installing,
+    InstallStateSpent,
+    NotYourInstall,
+    require_callback,
+)
+from interlock_gateway.edge.metrics import EdgeMetrics
 from interlock_gateway.edge.pages import Pages
+from interlock_gateway.edge.policy import Action, RoleNotSufficient
 
 INSTALL_FORM = "install"
 
@@ -33,20 +40,16 @@ class InstallRefusedBySlack(ServiceError):
     reason = "INSTALL_REFUSED_BY_SLACK"
 
 
-class RoleNotSufficient(ServiceError):
-    """The person is neither owner nor admin."""
-
-    kind = Kind.FORBIDDEN
-    reason = "ROLE_NOT_SUFFICIENT"
-
-
 class InstallRoutes:
     """Serve the install pages."""
 
-    def __init__(self, *, browser: Browser, pages: Pages, installing: Installing) -> None:
+    def __init__(
+        self, *, browser: Browser, pages: Pages, installing: Installing, metrics: EdgeMetrics
+    ) -> None:
         self._browser = browser
         self._pages = pages
         self._installing = installing
+        self._metrics = metrics
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -58,9 +61,7 @@ class InstallRoutes:
 
     async def _ask(self, request: web.Request) -> web.Response:
         """Ask before anything happens; Slack's own install button leads here."""
-        visit = await self._browser.visit(request)
-        if not visit.person.is_administrator:
-            raise RoleNotSufficient
+        visit = await self._browser.visit(request, Action.INSTALL)
         return self._pages.render(
             "install.html",
             visit.viewer,
@@ -70,11 +71,11 @@ class InstallRoutes:
         )
 
     async def _start(self, request: web.Request) -> web.Response:
-        visit = await self._browser.submission(request, INSTALL_FORM)
+        visit = await self._browser.submission(request, INSTALL_FORM, Action.INSTALL)
         asked = {*request.query.getall("tenant_id", []), visit.form.get("tenant_id", "")} - {""}
         if not asked <= {visit.person.tenant_id}:
             # The tenant is the session's; whoever names another one is probing.
-            structlog.get_logger().warning("install_for_other_tenant_refused")
+            self._metrics.audit("install_for_other_tenant_refused", **_who(visit))
             raise RoleNotSufficient
         started = await self._installing.start(visit.proof, visit.person)
         response = _see_other(started.authorize_url)
@@ -84,23 +85,31 @@ class InstallRoutes:
     async def _finish(self, request: web.Request) -> web.Response:
         state, browser_secret = _single(request, "state"), take_cookie(request, _COOKIE)
         require_callback(state=state, browser_secret=browser_secret)
-        visit = await self._browser.visit(request)
+        visit = await self._browser.visit(request, Action.INSTALL)
         if error := _single(request, "error"):
             await self._installing.take(state=state, browser_secret=browser_secret)
             # Slack's word for a no; its text goes nowhere.
             raise InstallCancelled if error == "access_denied" else InstallRefusedBySlack
-        installed = await self._installing.complete(
-            visit.person,
-            state=state,
-            browser_secret=browser_secret,
-            code=_single(request, "code"),
-        )
+        try:
+            installed = await self._installing.complete(
+                visit.person,
+                state=state,
+                browser_secret=browser_secret,
+                code=_single(request, "code"),
+            )
+        except NotYourInstall:
+            self._metrics.audit("install_of_other_session_refused", **_who(visit))
+            raise
         if installed.extra_scopes:
             structlog.get_logger().warning("scope_drift", scopes=sorted(installed.extra_scopes))
         notice = {"again" if installed.is_reinstall else "installed": installed.slack_team_id}
         response = _see_other(f"{paths.HOME}?{urlencode(notice)}")
         end_cookie(response, _COOKIE)
         return response
+
+
+def _who(visit: Visit) -> dict[str, str]:
+    return {"user_id": visit.person.user_id, "tenant_id": visit.person.tenant_id}
 
 
 def _single(request: web.Request, name: str) -> str:

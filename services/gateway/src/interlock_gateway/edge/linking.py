@@ -1,7 +1,9 @@
 """Link a Slack user to the account of the browser, after the person confirmed it."""
 
+import base64
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,9 +27,15 @@ REDEEMS_PER_SESSION = 10
 REDEEMS_PER_ADDRESS = 30
 LOOKS_PER_SESSION = 30
 _WINDOW = timedelta(minutes=1)
+_WRONG = frozenset({"LINK_CODE_SPENT", "TOO_MANY_ATTEMPTS"})
 
 # Identity's codes are 43 characters of base64url; its contract takes 128.
 _CODE = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
+_MIN_CODE_CHARS, _MAX_CODE_CHARS = 16, 128
+
+# Nobody mistypes a link. So many attempts without one within a minute, over everybody,
+# are somebody guessing.
+GUESSES_ALARM = 50
 
 
 class LinkCodeUnusable(ServiceError):
@@ -57,9 +65,18 @@ class Linked:
     is_answering: bool | None
 
 
-def is_link_code(text: str) -> bool:
-    """Tell whether a text could be a link code; says nothing about whether it works."""
-    return _CODE.fullmatch(text) is not None
+def find_link_code(text: str) -> str | None:
+    """Take a text for a link code; None when its length rules that out.
+
+    A text of other characters becomes a code that nobody has, so that it and a wrong
+    guess are told apart by nothing that anybody sees.
+    """
+    if not _MIN_CODE_CHARS <= len(text) <= _MAX_CODE_CHARS:
+        return None
+    if _CODE.fullmatch(text):
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def code_sha256(code: str) -> str:
@@ -68,12 +85,27 @@ def code_sha256(code: str) -> str:
 
 
 class Linking:
-    """Show what a link code would do, and redeem it."""
+    """Show what a link code would do, and redeem it.
 
-    def __init__(self, *, identity: Identity, worker: Worker, attempts: Attempts) -> None:
+    Args:
+        identity: Knows the codes.
+        worker: Asked to resume the question.
+        attempts: Counters of all replicas.
+        on_guessing: Called once a minute in which too many codes were wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        worker: Worker,
+        attempts: Attempts,
+        on_guessing: Callable[[], None],
+    ) -> None:
         self._identity = identity
         self._worker = worker
         self._attempts = attempts
+        self._on_guessing = on_guessing
 
     async def describe(self, proof: SessionProof, person: Person, code: str) -> LinkOffer:
         """Say what redeeming would do. Spends nothing.
@@ -85,7 +117,11 @@ class Linking:
         """
         _require_link_code(code)
         await self._count("look", person.session_ref, LOOKS_PER_SESSION)
-        return await self._identity.describe_link_code(proof, Secret(code))
+        try:
+            return await self._identity.describe_link_code(proof, Secret(code))
+        except ServiceError as error:
+            await self._suspect(error)
+            raise
 
     async def redeem(
         self, proof: SessionProof, person: Person, code: str, *, email_difference_confirmed: bool
@@ -102,9 +138,13 @@ class Linking:
         _require_link_code(code)
         await self._count("redeem", person.session_ref, REDEEMS_PER_SESSION)
         await self._count("redeem-from", proof.client_address, REDEEMS_PER_ADDRESS)
-        redeemed = await self._identity.redeem_link_code(
-            proof, Secret(code), email_difference_confirmed=email_difference_confirmed
-        )
+        try:
+            redeemed = await self._identity.redeem_link_code(
+                proof, Secret(code), email_difference_confirmed=email_difference_confirmed
+            )
+        except ServiceError as error:
+            await self._suspect(error)
+            raise
         return Linked(redeemed, await self._resume(redeemed.resume_grant))
 
     async def _resume(self, grant: Secret[str]) -> bool | None:
@@ -118,9 +158,18 @@ class Linking:
         key = f"{what}:{code_sha256(whose)}"
         if await self._attempts.count(key) > limit:
             structlog.get_logger().warning("link_attempts_exceeded", counter=what)
-            raise TooManyAttempts(retry_after=_WINDOW)
+            refusal = TooManyAttempts(retry_after=_WINDOW)
+            await self._suspect(refusal)
+            raise refusal
+
+    async def _suspect(self, error: ServiceError) -> None:
+        """Count what a guesser would get, over everybody."""
+        if error.reason not in _WRONG:
+            return
+        if await self._attempts.count("wrong-codes") == GUESSES_ALARM:
+            self._on_guessing()
 
 
 def _require_link_code(code: str) -> None:
-    if not is_link_code(code):
+    if not _CODE.fullmatch(code):
         raise LinkCodeUnusable

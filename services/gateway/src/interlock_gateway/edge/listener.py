@@ -7,6 +7,7 @@ in the answer as in the log.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -28,6 +29,10 @@ _MAX_HEADER_BYTES = 16 * 1024
 _BACKLOG = 1024
 # Slack's 3 s and our own pages; an install under way may take longer and is resumed.
 _SHUTDOWN_SECONDS = 10.0
+
+# Signatures as sent; the parser takes white space off the end of a value.
+_SIGNATURE_LINE = re.compile(rb"\nX-Slack-Signature:([^\r\n]*)\r?(?=\n)", re.IGNORECASE)
+_PADDING = (b" ", b"\t")
 
 _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n"
@@ -54,6 +59,13 @@ class EdgeProtocol(RequestHandler):
         self._patience: asyncio.TimerHandle | None = None
         self._is_handling = False
         self._has_begun = False
+        self._unfinished_line = b""
+        self._is_signature_padded = False
+
+    @property
+    def is_signature_padded(self) -> bool:
+        """Whether white space stood behind the last signature that came."""
+        return self._is_signature_padded
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for the first request."""
@@ -65,6 +77,7 @@ class EdgeProtocol(RequestHandler):
         if data and not self._is_handling:
             self._has_begun = True
             self._arm()
+        self._look_for_signature(data)
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -100,6 +113,14 @@ class EdgeProtocol(RequestHandler):
         response = web.Response(status=status, headers={"Server": "interlock"})
         response.force_close()
         return response
+
+    def _look_for_signature(self, data: bytes) -> None:
+        """Note how a signature is written, which may come in pieces."""
+        text = self._unfinished_line + data
+        for line in _SIGNATURE_LINE.finditer(text):
+            self._is_signature_padded = line[1].endswith(_PADDING)
+        begin = max(text.rfind(b"\n"), len(text) - _MAX_HEADER_BYTES, 0)
+        self._unfinished_line = bytes(text[begin:])
 
     def _arm(self) -> None:
         if self._patience is None:

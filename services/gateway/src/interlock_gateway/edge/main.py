@@ -20,7 +20,9 @@ from interlock_gateway.adapters.edge_postgres import EdgePostgres
 from interlock_gateway.adapters.edge_vault import GrpcVault
 from interlock_gateway.adapters.edge_worker import GrpcWorker
 from interlock_gateway.edge import paths
+from interlock_gateway.edge.administering import Administering
 from interlock_gateway.edge.admission import Admission, Inbox
+from interlock_gateway.edge.api_routes import ApiRoutes
 from interlock_gateway.edge.browser import Browser
 from interlock_gateway.edge.config import EdgeSettings
 from interlock_gateway.edge.csrf import CsrfTokens
@@ -33,6 +35,7 @@ from interlock_gateway.edge.listener import listening
 from interlock_gateway.edge.metrics import EdgeMetrics
 from interlock_gateway.edge.pages import Pages
 from interlock_gateway.edge.ports import Attempts, Identity, InstallStates, Vault, Worker
+from interlock_gateway.edge.settings_routes import SettingsRoutes
 from interlock_gateway.edge.slack_routes import SlackRoutes
 from interlock_gateway.edge.slack_urls import SlackUrls
 from interlock_gateway.edge.web import Addresses, make_app
@@ -107,22 +110,35 @@ def build_app(
         home_path=paths.HOME,
         new_secret=lambda: secrets.token_urlsafe(_SECRET_BYTES),
     )
-    linking = Linking(identity=identity, worker=worker, attempts=database)
+    linking = Linking(
+        identity=identity,
+        worker=worker,
+        attempts=database,
+        on_guessing=lambda: metrics.audit("link_guessing_suspected"),
+    )
+    administering = Administering(identity=identity, vault=vault, worker=worker)
     slack = SlackUrls(str(settings.slack_url.origin()), settings.slack_app_id)
     workspaces = WorkspaceRoutes(
         browser=browser,
         pages=pages,
-        identity=identity,
-        vault=vault,
+        administering=administering,
         slack=slack,
         playground_url=str(settings.playground_url or ""),
     )
     return make_app(
         routes=[
             *SlackRoutes(_admission(settings, database, clock), metrics).routes(),
-            *InstallRoutes(browser=browser, pages=pages, installing=installing).routes(),
-            *LinkRoutes(browser=browser, pages=pages, linking=linking, slack=slack).routes(),
+            *InstallRoutes(
+                browser=browser, pages=pages, installing=installing, metrics=metrics
+            ).routes(),
+            *LinkRoutes(
+                browser=browser, pages=pages, linking=linking, slack=slack, metrics=metrics
+            ).routes(),
+            *ApiRoutes(
+                browser=browser, administering=administering, public_url=public_url
+            ).routes(),
             *workspaces.routes(),
+            *SettingsRoutes(browser=browser, pages=pages, administering=administering).routes(),
             *pages.routes(),
         ],
         pages=pages,

@@ -1,5 +1,6 @@
 """What edge counts."""
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 
@@ -32,3 +33,19 @@ class EdgeMetrics:
             ("why",),
             registry=registry,
         )
+        self.audited = Counter(
+            "interlock_edge_audited",
+            "Attempts at what is somebody else's, by event; any of them deserves a look.",
+            ("event",),
+            registry=registry,
+        )
+
+    def audit(self, event: str, **facts: str) -> None:
+        """Write the audit line of an attempt at what is somebody else's, and count it.
+
+        Args:
+            event: What happened, in the past tense; one of a few names.
+            facts: Ids, safe to log; no text that somebody chose.
+        """
+        structlog.get_logger().warning(event, audit=True, **facts)
+        self.audited.labels(event).inc()

@@ -2,6 +2,11 @@
 
 from urllib.parse import quote
 
+EVENTS = "/work-apps/slack/events"
+INTERACTIONS = "/work-apps/slack/interactions"
+COMMANDS = "/work-apps/slack/commands"
+LINK_CREATE = "/work-apps/slack/link/create"
+OPENAPI = "/work-apps/slack/openapi.json"
 HOME = "/work-apps/slack/"
 INSTALL = "/work-apps/slack/install"
 INSTALL_CALLBACK = "/work-apps/slack/oauth_redirect"
@@ -9,6 +14,10 @@ LINK = "/work-apps/slack/link"
 REDEEM = "/work-apps/slack/link/redeem"
 WORKSPACES = "/work-apps/slack/workspaces"
 STATIC = "/work-apps/slack/static"
+
+
+FOR_SLACK = frozenset({EVENTS, INTERACTIONS, COMMANDS, LINK_CREATE})
+"""Where Slack's programs call, and read nothing but the status."""
 
 
 def workspace(workspace_id: str) -> str:
@@ -19,3 +28,23 @@ def workspace(workspace_id: str) -> str:
 def audit(workspace_id: str) -> str:
     """Return the path of a workspace's audit log."""
     return f"{workspace(workspace_id)}/audit"
+
+
+def settings(workspace_id: str) -> str:
+    """Return the path of a workspace's settings."""
+    return f"{workspace(workspace_id)}/settings"
+
+
+def health(workspace_id: str) -> str:
+    """Return the path of a workspace's health."""
+    return f"{workspace(workspace_id)}/health"
+
+
+def test_message(workspace_id: str) -> str:
+    """Return where to ask for a test message."""
+    return f"{workspace(workspace_id)}/test-message"
+
+
+def uninstall(workspace_id: str) -> str:
+    """Return where to ask for a workspace's end."""
+    return f"{workspace(workspace_id)}/uninstall"

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_tokens.grants import AdminPurpose
 
 T = TypeVar("T")
 
@@ -112,6 +113,46 @@ class UserMapping:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentDefault:
+    """The agent that answers in a place where nobody chose one.
+
+    Attributes:
+        channel_id: Slack `C…`; "" for the whole workspace.
+        grants_access: Whether members who may not see the project may run it here.
+    """
+
+    channel_id: str
+    project_id: str
+    agent_id: str
+    grants_access: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A Slack channel that the bot can see.
+
+    Attributes:
+        is_member: Whether the bot is in it.
+    """
+
+    channel_id: str
+    name: str
+    is_member: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether Slack accepts an installation's token.
+
+    Attributes:
+        slack_error: Slack's error code, or what we know instead; "" when it does.
+    """
+
+    is_healthy: bool
+    slack_error: str
+
+
+@dataclass(frozen=True, slots=True)
 class LinkOffer:
     """What redeeming a link code would do."""
 
@@ -202,10 +243,10 @@ class Identity(Protocol):
         """Sign leave to complete one direct install; reason ROLE_NOT_SUFFICIENT."""
         ...
 
-    async def issue_audit_grant(
-        self, proof: SessionProof, workspace_id: str
+    async def issue_admin_grant(
+        self, proof: SessionProof, workspace_id: str, purpose: AdminPurpose
     ) -> tuple[Secret[str], Workspace]:
-        """Sign leave to read one workspace's audit log.
+        """Sign leave to do one thing with one workspace.
 
         Reasons ROLE_NOT_SUFFICIENT, WORKSPACE_NOT_FOUND.
         """
@@ -213,6 +254,22 @@ class Identity(Protocol):
 
     async def list_workspaces(self, proof: SessionProof) -> tuple[Workspace, ...]:
         """List the tenant's workspaces, newest first."""
+        ...
+
+    async def list_agent_defaults(
+        self, proof: SessionProof, workspace_id: str
+    ) -> tuple[AgentDefault, ...]:
+        """List the default agents, the workspace's own first; reason WORKSPACE_NOT_FOUND."""
+        ...
+
+    async def set_agent_default(
+        self, proof: SessionProof, workspace_id: str, channel_id: str, chosen: AgentDefault | None
+    ) -> None:
+        """Set the default agent of a place, or remove it.
+
+        Reasons ROLE_NOT_SUFFICIENT, WORKSPACE_NOT_FOUND, MALFORMED_AGENT_DEFAULT,
+        AGENT_NOT_FOUND, PLATFORM_UNAVAILABLE.
+        """
         ...
 
     async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
@@ -229,9 +286,15 @@ class Identity(Protocol):
         ...
 
     async def list_mappings(
-        self, proof: SessionProof, workspace_id: str, page_token: str
+        self, proof: SessionProof, workspace_id: str, page_token: str, *, page_size: int = 0
     ) -> Page[UserMapping]:
         """List linked users: all for an administrator, else one's own.
+
+        Args:
+            proof: Whose session.
+            workspace_id: The workspace.
+            page_token: `next_token` of the page before; "" for the first.
+            page_size: At most so many, up to 200; 0 lets identity choose.
 
         Reasons WORKSPACE_NOT_FOUND, INVALID_PAGE_TOKEN.
         """
@@ -263,12 +326,34 @@ class Vault(Protocol):
         """List a workspace's audit events, newest first; reason INVALID_PAGE_TOKEN."""
         ...
 
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Uninstall at Slack and shred the tokens.
+
+        Reasons UNIMPLEMENTED or CALLER_NOT_ALLOWED where the vault does not serve it.
+        """
+        ...
+
 
 class Worker(Protocol):
     """The gateway worker."""
 
     async def resume_after_link(self, grant: Secret[str]) -> bool:
         """Run the question that waits; tell whether there was one."""
+        ...
+
+    async def check_health(self, grant: Secret[str]) -> Health:
+        """Ask Slack whether the bot's token works.
+
+        Reasons NEEDS_REINSTALL, INSTALLATION_NOT_FOUND, SLACK_UNAVAILABLE.
+        """
+        ...
+
+    async def list_channels(self, grant: Secret[str]) -> tuple[Channel, ...]:
+        """List the channels that the bot can see, by name; reasons as `check_health`."""
+        ...
+
+    async def send_test_message(self, grant: Secret[str], channel_id: str) -> None:
+        """Post a test message; reasons as `check_health`, and SLACK_REFUSED."""
         ...
 
 

@@ -42,8 +42,8 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
         ),
         "ROLE_NOT_SUFFICIENT": Problem(
             HTTPStatus.FORBIDDEN,
-            "This is for owners and admins",
-            "Your role in the organization does not allow this. Ask an owner or an admin to do it.",
+            "Your role does not allow this",
+            "This takes another role in your organization. Ask an owner or an admin.",
         ),
         "WORKSPACE_NOT_FOUND": Problem(
             HTTPStatus.NOT_FOUND,
@@ -65,6 +65,60 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             HTTPStatus.BAD_REQUEST,
             "This page of the list is not there",
             "The address of this part of the list is not valid any more. Start at its beginning.",
+        ),
+        # A workspace's settings.
+        "AGENT_NOT_FOUND": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "There is no such agent",
+            "The agents platform shows you no agent with these ids. Nothing was changed. "
+            "Look both up there and try again.",
+        ),
+        "MALFORMED_AGENT_DEFAULT": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "These are no ids",
+            "A project and an agent are named by their ids, as the agents platform shows them, "
+            "and a channel by its C… of Slack. Nothing was changed.",
+        ),
+        "PLATFORM_UNAVAILABLE": Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The agents platform does not answer",
+            "Whether there is such an agent cannot be told now, so nothing was changed. "
+            "Wait a moment and save again.",
+        ),
+        "MALFORMED_CHANNEL": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "This is no channel",
+            "Slack names a channel by its id, such as C0123ABCD. Nothing was sent.",
+        ),
+        "MALFORMED_BODY": Problem(
+            HTTPStatus.BAD_REQUEST, "This is not what we take", "Nothing was changed."
+        ),
+        "SLACK_REFUSED": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "Slack did not take the message",
+            "The app may not be in that channel, or the channel is archived. Invite the app there "
+            "and try again.",
+        ),
+        "BOT_TOKEN_REFUSED": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "Slack does not accept the app's token",
+            "Nothing was sent. Add the app to this workspace again; links and settings stay.",
+        ),
+        "NEEDS_REINSTALL": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "The app has to be installed again",
+            "Slack does not accept its token any more. Add it again; links and settings stay.",
+        ),
+        "INSTALLATION_NOT_FOUND": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "The app is not installed there any more",
+            "The vault has no token of this workspace. Add the app again; links and settings stay.",
+        ),
+        "UNINSTALL_IN_SLACK": Problem(
+            HTTPStatus.NOT_IMPLEMENTED,
+            "Please uninstall in Slack",
+            "This installation of Interlock cannot do it for you, and nothing was changed. Remove "
+            "the app in Slack, under Apps; its token then works no more.",
         ),
         # Installing.
         "INSTALL_CANCELLED": Problem(

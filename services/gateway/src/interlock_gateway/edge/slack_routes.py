@@ -1,6 +1,6 @@
-"""The three URLs that Slack calls."""
+"""The URLs that Slack calls."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
@@ -14,18 +14,30 @@ from interlock_gateway.domain.slack_request import (
     InvalidSlackSignature,
     RequestKind,
 )
-from interlock_gateway.edge.admission import Admission, Admitted
+from interlock_gateway.edge import paths
+from interlock_gateway.edge.admission import Admission, Admitted, Entrance
 from interlock_gateway.edge.http import FORM, JSON, RequestRefused, media_type, read_body
+from interlock_gateway.edge.listener import EdgeProtocol
 from interlock_gateway.edge.metrics import EdgeMetrics
 
 # Slack's largest requests, views with 250 KB of state, stay well below.
 MAX_BODY_BYTES = 1024 * 1024
 
-_PATHS: Mapping[RequestKind, tuple[str, str]] = {
-    RequestKind.EVENT: ("/work-apps/slack/events", JSON),
-    RequestKind.INTERACTION: ("/work-apps/slack/interactions", FORM),
-    RequestKind.COMMAND: ("/work-apps/slack/commands", FORM),
-}
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    entrance: Entrance
+    kind: RequestKind
+    path: str
+    media_type: str
+
+
+_DOORS = (
+    _Door(Entrance.EVENTS, RequestKind.EVENT, paths.EVENTS, JSON),
+    _Door(Entrance.INTERACTIONS, RequestKind.INTERACTION, paths.INTERACTIONS, FORM),
+    _Door(Entrance.COMMANDS, RequestKind.COMMAND, paths.COMMANDS, FORM),
+    _Door(Entrance.LINK_CREATE, RequestKind.COMMAND, paths.LINK_CREATE, FORM),
+)
 
 
 class SlackRoutes:
@@ -42,17 +54,15 @@ class SlackRoutes:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
 
-        def receive(kind: RequestKind, own_type: str) -> web.RouteDef:
+        def receive(door: _Door) -> web.RouteDef:
             async def handle(request: web.Request) -> web.Response:
-                return await self._receive(request, kind, own_type)
+                return await self._receive(request, door)
 
-            return web.post(_PATHS[kind][0], handle)
+            return web.post(door.path, handle)
 
-        return [receive(kind, own_type) for kind, (_, own_type) in _PATHS.items()]
+        return [receive(door) for door in _DOORS]
 
-    async def _receive(
-        self, request: web.Request, kind: RequestKind, own_type: str
-    ) -> web.Response:
+    async def _receive(self, request: web.Request, door: _Door) -> web.Response:
         outcome = "refused"
         try:
             # A probe with the other type gets no answer to learn from, only the 401.
@@ -61,17 +71,17 @@ class SlackRoutes:
             signed = self._admission.verify(
                 body,
                 timestamps=request.headers.getall("X-Slack-Request-Timestamp", []),
-                signatures=request.headers.getall("X-Slack-Signature", []),
+                signatures=_signatures(request),
             )
-            if stated != own_type:
+            if stated != door.media_type:
                 raise RequestRefused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-            admitted = await self._admission.admit(kind, signed)
+            admitted = await self._admission.admit(door.entrance, signed)
             outcome = self._outcome_of(admitted)
         except ServiceError as error:
-            outcome, response = _refusal(kind, error)
+            outcome, response = self._refusal(door.kind, error)
             return response
         finally:
-            self._metrics.slack.labels(kind.value, outcome).inc()
+            self._metrics.slack.labels(door.kind.value, outcome).inc()
         if isinstance(admitted, Challenge):
             return web.Response(text=admitted.text)
         # An empty 200: commands and clicks are answered by the worker.
@@ -89,20 +99,28 @@ class SlackRoutes:
             case Admitted():
                 return "replay"
 
+    def _refusal(self, kind: RequestKind, error: ServiceError) -> tuple[str, web.Response]:
+        """Return the outcome's name and the answer."""
+        if isinstance(error, InvalidSlackSignature):
+            return "bad_signature", web.Response(status=HTTPStatus.UNAUTHORIZED)
+        log = structlog.get_logger()
+        if isinstance(error, ForeignApp):
+            self._metrics.audit("foreign_app_refused", kind=kind.value, **error.metadata)
+            return "foreign_app", _final(HTTPStatus.FORBIDDEN)
+        if error.kind is Kind.INVALID:
+            log.warning("slack_request_malformed", kind=kind.value, reason=error.reason)
+            return "malformed", _final(HTTPStatus.BAD_REQUEST)
+        log.error("slack_request_not_stored", kind=kind.value, reason=error.reason)
+        return "unavailable", web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
-def _refusal(kind: RequestKind, error: ServiceError) -> tuple[str, web.Response]:
-    """Return the outcome's name and the answer."""
-    if isinstance(error, InvalidSlackSignature):
-        return "bad_signature", web.Response(status=HTTPStatus.UNAUTHORIZED)
-    log = structlog.get_logger()
-    if isinstance(error, ForeignApp):
-        log.warning("foreign_app_refused", kind=kind.value)
-        return "foreign_app", _final(HTTPStatus.FORBIDDEN)
-    if error.kind is Kind.INVALID:
-        log.warning("slack_request_malformed", kind=kind.value, reason=error.reason)
-        return "malformed", _final(HTTPStatus.BAD_REQUEST)
-    log.error("slack_request_not_stored", kind=kind.value, reason=error.reason)
-    return "unavailable", web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
+
+def _signatures(request: web.Request) -> list[str]:
+    """Read the signatures as they were sent, white space behind them included."""
+    signatures = request.headers.getall("X-Slack-Signature", [])
+    connection = request.protocol
+    if isinstance(connection, EdgeProtocol) and connection.is_signature_padded:
+        return [f"{each} " for each in signatures]
+    return signatures
 
 
 def _final(status: HTTPStatus) -> web.Response:

@@ -19,7 +19,7 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.logs import describe_exception
 from interlock_chassis.telemetry import new_request_id, request_id_scope
 from interlock_gateway.edge import paths
-from interlock_gateway.edge.browser import Browser
+from interlock_gateway.edge.browser import VIEWER, Browser
 from interlock_gateway.edge.http import Proxies, RequestRefused, is_plain_path
 from interlock_gateway.edge.listener import EdgeProtocol
 from interlock_gateway.edge.metrics import EdgeMetrics
@@ -186,12 +186,12 @@ class _Frame:
         if request.path.endswith(".json"):
             content = {"error": reason, "requestId": request_id}
             return web.json_response(content, status=problem.status)
-        if _is_for_slack(request):
+        if request.path in paths.FOR_SLACK:
             return web.Response(status=problem.status)
         return self._pages.render_problem(
             problem,
             request_id=request_id,
-            viewer=request.get("viewer"),
+            viewer=request.get(VIEWER),
             sign_in_url=self._sign_in_url(request) if reason in _HELPED_BY_SIGN_IN else "",
         )
 
@@ -232,8 +232,3 @@ class _Frame:
 _HELPED_BY_SIGN_IN = frozenset(
     {"NOT_SIGNED_IN", "NOT_A_MEMBER", "NOT_YOUR_TENANT", "NOT_YOUR_INSTALL"}
 )
-
-
-def _is_for_slack(request: web.Request) -> bool:
-    """Tell whether a program of Slack's reads the answer."""
-    return request.path.rpartition("/")[2] in {"events", "interactions", "commands"}

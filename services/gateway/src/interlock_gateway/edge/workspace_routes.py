@@ -1,7 +1,7 @@
 """The dashboard: workspaces, their linked users, and every read of a token."""
 
-import re
-from dataclasses import asdict
+import csv
+import io
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -9,38 +9,18 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.errors import ServiceError
 from interlock_gateway.edge import paths
+from interlock_gateway.edge.administering import Administering
 from interlock_gateway.edge.browser import Browser, Visit
 from interlock_gateway.edge.install_routes import INSTALL_FORM
 from interlock_gateway.edge.pages import Pages
-from interlock_gateway.edge.ports import AuditEvent, Identity, Page, Vault, Workspace
+from interlock_gateway.edge.policy import Action
+from interlock_gateway.edge.ports import Page, UserMapping
 from interlock_gateway.edge.slack_urls import SlackUrls
 
-# Ids of identity and page tokens are opaque; these are the alphabets they are made of.
-_ID = re.compile(r"[A-Za-z0-9_.~-]{1,256}", re.ASCII)
-_PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~=:-]{0,256}", re.ASCII)
-
-
-class WorkspaceNotFound(ServiceError):
-    """The tenant has no such workspace."""
-
-    kind = Kind.NOT_FOUND
-    reason = "WORKSPACE_NOT_FOUND"
-
-
-class MappingNotFound(ServiceError):
-    """There is no such link."""
-
-    kind = Kind.NOT_FOUND
-    reason = "MAPPING_NOT_FOUND"
-
-
-class InvalidPageToken(ServiceError):
-    """The page token is not one of ours."""
-
-    kind = Kind.INVALID
-    reason = "INVALID_PAGE_TOKEN"
+# Texts that a spreadsheet would take for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class WorkspaceRoutes:
@@ -55,15 +35,13 @@ class WorkspaceRoutes:
         *,
         browser: Browser,
         pages: Pages,
-        identity: Identity,
-        vault: Vault,
+        administering: Administering,
         slack: SlackUrls,
         playground_url: str,
     ) -> None:
         self._browser = browser
         self._pages = pages
-        self._identity = identity
-        self._vault = vault
+        self._administering = administering
         self._slack = slack
         self._playground_url = playground_url
 
@@ -74,16 +52,16 @@ class WorkspaceRoutes:
             web.get("/", _go_home),
             web.get("/work-apps/slack", _go_home),
             web.get(paths.HOME, self._home),
-            web.get(paths.WORKSPACES + ".json", self._workspaces_json),
             web.get(one, self._workspace),
+            web.get(one + "/users.csv", self._users_csv),
             web.post(one + "/unlink", self._unlink),
+            web.post(one + "/uninstall", self._uninstall),
             web.get(one + "/audit", self._audit),
-            web.get(one + "/audit.json", self._audit_json),
         ]
 
     async def _home(self, request: web.Request) -> web.Response:
         try:
-            visit = await self._browser.visit(request)
+            visit = await self._browser.visit(request, Action.SEE_WORKSPACES)
         except ServiceError as error:
             if error.reason != "NOT_SIGNED_IN":
                 raise
@@ -96,7 +74,7 @@ class WorkspaceRoutes:
         return await self._dashboard(request, visit)
 
     async def _dashboard(self, request: web.Request, visit: Visit) -> web.Response:
-        workspaces = await self._identity.list_workspaces(visit.proof)
+        workspaces = await self._administering.list_workspaces(visit.proof)
         installed, again = request.query.get("installed", ""), request.query.get("again", "")
         # The notice names a workspace of the tenant or nothing: the address proves nothing.
         notice = next(
@@ -114,45 +92,66 @@ class WorkspaceRoutes:
             install_path=paths.INSTALL,
             token=self._browser.form_token(visit, INSTALL_FORM),
             playground_url=self._playground_url,
+            is_uninstalled="uninstalled" in request.query,
         )
-
-    async def _workspaces_json(self, request: web.Request) -> web.Response:
-        visit = await self._browser.visit(request)
-        workspaces = await self._identity.list_workspaces(visit.proof)
-        return web.json_response({"workspaces": [_as_json(each) for each in workspaces]})
 
     async def _workspace(self, request: web.Request) -> web.Response:
-        visit = await self._browser.visit(request)
-        workspace = await self._get_workspace(visit, request)
-        mappings = await self._identity.list_mappings(
-            visit.proof, workspace.workspace_id, _page_token(request)
+        visit = await self._browser.visit(request, Action.SEE_LINKS)
+        workspace = await self._administering.get_workspace(visit.proof, _id(request))
+        links = await self._administering.list_links(
+            visit.proof, workspace.workspace_id, request.query.get("page", "")
         )
+        path = paths.workspace(workspace.workspace_id)
         return self._pages.render(
             "workspace.html",
             visit.viewer,
             person=visit.person,
             workspace=workspace,
-            mappings=mappings.items,
-            next_url=_next_url(paths.workspace(workspace.workspace_id), mappings),
+            mappings=links.items,
+            next_url=_next_url(path, links),
             is_first="page" not in request.query,
             is_unlinked="unlinked" in request.query,
-            workspace_path=paths.workspace(workspace.workspace_id),
+            workspace_path=path,
             slack_url=self._slack.app_in(workspace.slack_team_id),
             token_of=lambda mapping_id: self._browser.form_token(visit, _unlinking(mapping_id)),
+            uninstall_token=self._browser.form_token(visit, _uninstalling(workspace.workspace_id)),
+        )
+
+    async def _users_csv(self, request: web.Request) -> web.Response:
+        visit = await self._browser.visit(request, Action.EXPORT_LINKS)
+        workspace = await self._administering.get_workspace(visit.proof, _id(request))
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(_COLUMNS)
+        async for link in self._administering.export_links(visit.proof, workspace.workspace_id):
+            table.writerow(_row(link))
+        # The id is of our own making; a name from Slack has no place in a header.
+        name = f"linked-users-{workspace.slack_team_id}.csv"
+        return web.Response(
+            text=text.getvalue(),
+            content_type="text/csv",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )
 
     async def _unlink(self, request: web.Request) -> web.Response:
         mapping_id = request.query.get("mapping", "")
-        if not _ID.fullmatch(mapping_id):
-            raise MappingNotFound
-        visit = await self._browser.submission(request, _unlinking(mapping_id))
-        workspace = await self._get_workspace(visit, request)
-        await self._identity.unlink(visit.proof, mapping_id)
-        location = f"{paths.workspace(workspace.workspace_id)}?unlinked=1"
-        return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": location})
+        visit = await self._browser.submission(request, _unlinking(mapping_id), Action.UNLINK)
+        workspace = await self._administering.unlink(visit.proof, _id(request), mapping_id)
+        return _see_other(f"{paths.workspace(workspace.workspace_id)}?unlinked=1")
+
+    async def _uninstall(self, request: web.Request) -> web.Response:
+        workspace_id = _id(request)
+        visit = await self._browser.submission(
+            request, _uninstalling(workspace_id), Action.UNINSTALL
+        )
+        await self._administering.uninstall(visit.proof, workspace_id)
+        return _see_other(f"{paths.HOME}?uninstalled=1")
 
     async def _audit(self, request: web.Request) -> web.Response:
-        visit, workspace, events = await self._read_audit(request)
+        visit = await self._browser.visit(request, Action.READ_AUDIT)
+        workspace, events = await self._administering.read_audit(
+            visit.proof, _id(request), request.query.get("page", "")
+        )
         path = paths.audit(workspace.workspace_id)
         return self._pages.render(
             "audit.html",
@@ -165,44 +164,39 @@ class WorkspaceRoutes:
             json_url=f"{path}.json" + (f"?{request.query_string}" if request.query_string else ""),
         )
 
-    async def _audit_json(self, request: web.Request) -> web.Response:
-        _, _, events = await self._read_audit(request)
-        return web.json_response(
-            {"events": [_as_json(each) for each in events.items], "nextPage": events.next_token}
-        )
 
-    async def _read_audit(self, request: web.Request) -> tuple[Visit, Workspace, Page[AuditEvent]]:
-        visit = await self._browser.visit(request)
-        grant, workspace = await self._identity.issue_audit_grant(
-            visit.proof, _workspace_id(request)
-        )
-        events = await self._vault.list_audit_events(grant, _page_token(request))
-        return visit, workspace, events
+_COLUMNS = (
+    "slackTeamId",
+    "slackUserId",
+    "userId",
+    "name",
+    "email",
+    "linkedAt",
+    "lastUsedAt",
+)
 
-    async def _get_workspace(self, visit: Visit, request: web.Request) -> Workspace:
-        wanted = _workspace_id(request)
-        for each in await self._identity.list_workspaces(visit.proof):
-            if each.workspace_id == wanted:
-                return each
-        raise WorkspaceNotFound
+
+def _row(link: UserMapping) -> list[str]:
+    cells = [link.slack_team_id, link.slack_user_id, link.user_id, link.user_name, link.user_email]
+    used = _instant(link.last_used_at) if link.last_used_at else ""
+    return [_harmless(each) for each in cells] + [_instant(link.linked_at), used]
+
+
+def _harmless(text: str) -> str:
+    """Keep a spreadsheet from calculating what somebody chose as their name."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 async def _go_home(_request: web.Request) -> web.Response:
     return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": paths.HOME})
 
 
-def _workspace_id(request: web.Request) -> str:
-    workspace_id = request.match_info["workspace_id"]
-    if not _ID.fullmatch(workspace_id):
-        raise WorkspaceNotFound
-    return workspace_id
+def _id(request: web.Request) -> str:
+    return request.match_info["workspace_id"]
 
 
-def _page_token(request: web.Request) -> str:
-    token = request.query.get("page", "")
-    if not _PAGE_TOKEN.fullmatch(token):
-        raise InvalidPageToken
-    return token
+def _see_other(location: str) -> web.Response:
+    return web.Response(status=HTTPStatus.SEE_OTHER, headers={"Location": location})
 
 
 def _next_url(path: str, page: Page[Any]) -> str:
@@ -213,17 +207,8 @@ def _unlinking(mapping_id: str) -> str:
     return f"unlink:{mapping_id}"
 
 
-def _as_json(value: Workspace | AuditEvent) -> dict[str, object]:
-    """Write a value with the names and instants of JSON."""
-    return {
-        _camel(name): _instant(each) if isinstance(each, datetime) else each
-        for name, each in asdict(value).items()
-    }
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def _uninstalling(workspace_id: str) -> str:
+    return f"uninstall:{workspace_id}"
 
 
 def _instant(value: datetime) -> str:

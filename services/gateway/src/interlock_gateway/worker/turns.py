@@ -14,6 +14,7 @@ from typing import Any
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_gateway.domain.slack_request import LINK_COMMAND
 from interlock_gateway.domain.strict import parse_form, parse_json_object
 from interlock_gateway.worker import answer
 from interlock_gateway.worker.lanes import Delivery
@@ -138,7 +139,7 @@ def read_turn(delivery: Delivery, grant: SlackGrant) -> Turn:
             payload = parse_form(delivery.body).get("payload", "")
             return _read_interaction(parse_json_object(payload.encode()))
         case _:
-            return _read_command(parse_form(delivery.body))
+            return _read_command(parse_form(delivery.body), grant.event_type)
 
 
 def _read_event(envelope: Mapping[str, Any], reader: Reader) -> Turn:
@@ -206,11 +207,13 @@ def _read_interaction(payload: Mapping[str, Any]) -> Turn:
             return NothingToDo("UNHANDLED_ACTION")
 
 
-def _read_command(form: Mapping[str, str]) -> Turn:
+def _read_command(form: Mapping[str, str], event_type: str) -> Turn:
     words = form.get("text", "").split(maxsplit=1)
+    word = words[0].lower() if words else ""
     return Command(
         aside=Place(form.get("channel_id", ""), ""),
-        word=words[0].lower() if words else "",
+        # A command with a URL of its own has one meaning, whatever its text.
+        word="link" if event_type == LINK_COMMAND else word,
         response_url=Secret(form.get("response_url", "")),
     )
 
