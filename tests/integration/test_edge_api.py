@@ -458,3 +458,11 @@ async def test_a_link_needs_its_cookie_and_an_install_its_state(site: Site) -> N
     assert (await site.get(LINK, "ann")).status == 400
     assert (await site.post(f"{LINK}/redeem", {}, "ann")).status == 400
     assert (await site.get(f"{BASE}/oauth_redirect", "ann")).status == 400
+
+
+async def test_a_program_that_is_not_signed_in_gets_one_same_answer(site: Site) -> None:
+    """A 401 has the same bytes for every JSON route, whatever it asks for."""
+    paths = (f"{BASE}/workspaces.json", f"{WSW}/users.json", f"{WSW}/audit.json")
+    answers = [await site.get(path) for path in paths]
+    assert {answer.status for answer in answers} == {401}
+    assert len({answer.body for answer in answers}) == 1

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -127,7 +127,8 @@ class Control:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        with self._world.feed.reading(workspace.id, user.id) as news:
+        # A page that is closed ends its feed; that is no error.
+        with self._world.feed.reading(workspace.id, user.id) as news, suppress(ConnectionError):
             await response.write(b": listening\n\n")
             while True:
                 try:
@@ -138,6 +139,7 @@ class Control:
                 if event is None:
                     return response
                 await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        return response
 
     async def _list_views(self, request: web.Request) -> web.Response:
         """List the modals that a user has open: `team`, `user`."""

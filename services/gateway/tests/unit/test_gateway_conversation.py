@@ -1340,12 +1340,13 @@ async def test_stop_whose_answer_was_lost_is_repaired(desk: Desk) -> None:
 
 
 async def test_reader_who_stops_the_answer_stops_the_run(desk: Desk) -> None:
-    """Slack's stop button ends the run upstream."""
+    """Slack's stop button ends the run upstream, and the answer says that it was stopped."""
     desk.slack.faults.add("append_stream", SlackRefused("stopped_by_user"))
     desk.runner.script = (Started(), Text("Half an"), asyncio.Event())
     await desk.say("Hi")
     assert await desk.work() == [Done("STOPPED")]
     assert desk.runner.closed == 1
+    assert "Stopped" in desk.the_answer().shown
     assert not desk.the_answer().is_streaming
 
 

@@ -101,7 +101,7 @@ def _paths() -> dict[str, Any]:
 
 def _schemas() -> dict[str, Schema]:
     return {
-        "Error": _object({"error": _TEXT, "requestId": _TEXT}),
+        "Error": _object({"error": _TEXT, "requestId": _TEXT}, optional=("requestId",)),
         "Workspace": _object(
             {
                 "workspaceId": _TEXT,

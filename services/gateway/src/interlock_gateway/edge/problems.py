@@ -190,14 +190,14 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
         "LINK_CODE_UNUSABLE": Problem(
             HTTPStatus.BAD_REQUEST,
             "This link does not work any more",
-            "A link works once, for one hour, and a newer one replaces it. Mention the app in "
-            "Slack again and it gives you a fresh one.",
+            "A link works once, for one hour, and a newer one replaces it. Use the newest link in "
+            "Slack, or mention the app again and it gives you a fresh one.",
         ),
         "LINK_CODE_SPENT": Problem(
             HTTPStatus.GONE,
             "This link does not work any more",
-            "A link works once, for one hour, and a newer one replaces it. Mention the app in "
-            "Slack again and it gives you a fresh one.",
+            "A link works once, for one hour, and a newer one replaces it. Use the newest link in "
+            "Slack, or mention the app again and it gives you a fresh one.",
         ),
         "NOT_YOUR_TENANT": Problem(
             HTTPStatus.FORBIDDEN,

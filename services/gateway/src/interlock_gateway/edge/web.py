@@ -184,7 +184,10 @@ class _Frame:
     ) -> web.Response:
         """Answer a program with JSON and a person with a page; neither quotes the request."""
         if request.path.endswith(".json"):
-            content = {"error": reason, "requestId": request_id}
+            content = {"error": reason}
+            # Every failure to authenticate has the same bytes; the id is in a header.
+            if problem.status is not HTTPStatus.UNAUTHORIZED:
+                content["requestId"] = request_id
             return web.json_response(content, status=problem.status)
         if request.path in paths.FOR_SLACK:
             return web.Response(status=problem.status)

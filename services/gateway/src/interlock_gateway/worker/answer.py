@@ -214,8 +214,8 @@ _PICK_BLOCK = "pick:"
 def link_note(link: Secret[str]) -> Note:
     """Ask a Slack user to link an account, once."""
     text = (
-        "To answer as you, I need to know your account. Link it once; "
-        "your question is answered right after. The link works for an hour, and only for you."
+        "To answer as you, I need to know your account. Link it once; your latest question is "
+        "answered right after. The link works for an hour, and only for you."
     )
     button = {
         "type": "button",

@@ -178,12 +178,16 @@ class Speech:
             _, marker = open_fence((self._page.text if self._page else "") + self._pending)
             gap = "\n\n" if self.has_words else ""
             self._pending += (f"\n{marker}" if marker else "") + gap + last_words
+        closing = ""
         try:
             await self._scene.bot.patiently(self._write_pending)
         except StoppedByReader:
+            # What waited is not wanted any more, but that it ends here is to be seen.
             self._pending = ""
+            has_text = self._page is not None and self._page.text
+            closing = f"\n\n{last_words}" if has_text else last_words
         if self._page is not None:
-            await self._page.finish("", blocks, is_end=True)
+            await self._page.finish(closing, blocks, is_end=True)
 
     async def _write_pending(self) -> None:
         if self._page is None:
