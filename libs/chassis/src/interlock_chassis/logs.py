@@ -44,7 +44,8 @@ def scrub(text: str) -> str:
 def configure_logging(service: str, level: str) -> None:
     """Write this process's log lines as JSON to stderr.
 
-    Lines of structlog and of the standard library take the same way. Each is
+    Lines of structlog and of the standard library look the same; only the
+    latter pay for the standard library's records and handlers. Each is
     scrubbed after exceptions were rendered, so tracebacks are scrubbed too;
     local variables are never rendered. A line that cannot be rendered is
     replaced by `log_line_lost`, without its arguments. Slack, gRPC, HTTP and
@@ -63,13 +64,17 @@ def configure_logging(service: str, level: str) -> None:
         structlog.contextvars.merge_contextvars,
         name_the_service,
         _name_the_request,
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    rendered: list[Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.StackInfoRenderer(),
+    ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, *rendered, _scrubbed_json_or_lost],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = _Handler(sys.stderr)
@@ -79,8 +84,7 @@ def configure_logging(service: str, level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                structlog.processors.StackInfoRenderer(),
+                *rendered,
                 _scrubbed_json,
             ],
         )
@@ -137,6 +141,17 @@ def _scrubbed_json(logger: WrappedLogger, name: str, event: EventDict) -> str:
     return scrub(line if isinstance(line, str) else line.decode(errors="replace"))
 
 
+def _scrubbed_json_or_lost(logger: WrappedLogger, name: str, event: EventDict) -> str:
+    try:
+        return _scrubbed_json(logger, name, event)
+    except Exception:  # noqa: BLE001 - Logging must not fail what it tells of.
+        return _lost("structlog")
+
+
+def _lost(logger: str) -> str:
+    return f'{{"event": "log_line_lost", "logger": "{logger}", "level": "error"}}'
+
+
 def _is_meant_for_us(record: logging.LogRecord) -> bool:
     """Refuse what a talkative library says below INFO, whatever level it was given."""
     return record.levelno >= logging.INFO or record.name.split(".", 1)[0] not in _TALKATIVE
@@ -147,6 +162,4 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # Not generic 
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name.
         """Replace logging's own report, which prints the arguments."""
-        self.stream.write(
-            f'{{"event": "log_line_lost", "logger": "{record.name}", "level": "error"}}\n'
-        )
+        self.stream.write(f"{_lost(record.name)}\n")

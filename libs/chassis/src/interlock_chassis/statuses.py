@@ -100,6 +100,17 @@ def from_rpc_error(error: aio.AioRpcError) -> RemoteError:
     return RemoteError(kind, error.code().name)
 
 
+def from_verdict(code: int, reason: str, retry_after: timedelta | None) -> RemoteError:
+    """Read the error of one question among many that a peer answered in one message.
+
+    Args:
+        code: A google.rpc.Code; one that is unknown stands for an internal error.
+        reason: The stable reason, as in an ErrorInfo.
+        retry_after: How long to wait before asking again, where that helps.
+    """
+    return RemoteError(_KINDS_BY_NUMBER.get(code, Kind.INTERNAL), reason, retry_after=retry_after)
+
+
 _KINDS = {
     grpc.StatusCode.INVALID_ARGUMENT: Kind.INVALID,
     grpc.StatusCode.OUT_OF_RANGE: Kind.INVALID,
@@ -118,6 +129,7 @@ _KINDS = {
     grpc.StatusCode.DATA_LOSS: Kind.CORRUPT,
     grpc.StatusCode.UNIMPLEMENTED: Kind.UNIMPLEMENTED,
 }
+_KINDS_BY_NUMBER: dict[int, Kind] = {code.value[0]: kind for code, kind in _KINDS.items()}
 
 
 def _kind_of_code(code: grpc.StatusCode) -> Kind:

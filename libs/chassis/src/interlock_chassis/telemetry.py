@@ -156,6 +156,8 @@ def trace_context(headers: Mapping[str, str]) -> Context:
     Headers of more than 512 bytes are dropped; a malformed one starts a new trace.
     """
     carrier = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
+    if not carrier:
+        return Context()
     return _propagator.extract(
         {name: value for name, value in carrier.items() if _is_small(value)}, context=Context()
     )
