@@ -84,7 +84,21 @@ def _lack_of_openbao() -> str | None:
     return None if find_bao() else "bao is not installed"
 
 
+@cache
+def _lack_of_images() -> str | None:
+    if _lack_of_docker() is not None:
+        return "no Docker engine answers"
+    done = subprocess.run(
+        ["docker", "image", "inspect", "interlock/gateway:dev"],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    return None if done.returncode == 0 else "the images are not built: run 'make images' first"
+
+
 _TIERS = {
+    "images": _lack_of_images,
     "docker": _lack_of_docker,
     "node": _lack_of_node,
     "chromium": _lack_of_chromium,

@@ -33,7 +33,7 @@ for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
 done
 [ -n "$python" ] || fail "Python 3.11, 3.12 or 3.13 is missing (set PYTHON=/path/to/python3.x if it is not on the PATH)"
 
-packages=(libs/protos libs/chassis libs/tokens libs/cli services/* sandbox)
+packages=(libs/protos libs/chassis libs/tokens libs/cli clients/python services/* sandbox)
 stamp=.venv/.interlock-setup
 wanted=$(cat requirements.lock tools/setup.sh "${packages[@]/%//pyproject.toml}" | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && is_supported .venv/bin/python; then

@@ -15,7 +15,9 @@ from interlock_chassis.errors import ServiceError
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_identity.adapters.memory import ManualClock, MemoryStore
 from interlock_identity.adapters.postgres import PostgresStore
+from interlock_identity.adapters.postgres_upkeep import PostgresUpkeep
 from interlock_identity.domain.agents import Agent, AgentDefault
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     CodeHash,
     LinkCodeId,
@@ -26,7 +28,15 @@ from interlock_identity.domain.linking import (
     UserMapping,
     hash_link_code,
 )
-from interlock_identity.domain.people import Person, Role, Session, Tenant, TenantId, UserId
+from interlock_identity.domain.people import (
+    Account,
+    Person,
+    Role,
+    Session,
+    Tenant,
+    TenantId,
+    UserId,
+)
 from interlock_identity.domain.workspaces import (
     Claim,
     NangoConnection,
@@ -62,17 +72,29 @@ GRID_TEAM = WorkspaceKey("E0GRID", "T0GRID1", "A0APP")
 OTHER_GRID_TEAM = WorkspaceKey("E0GRID", "T0GRID2", "A0APP")
 MIA_IN_SLACK = SlackUser("T0TEAM", "", "U0MIA")
 MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+ORIGIN = Origin("gateway-edge", "/test", "request")
+EVENT = AuditEvent("tested", ORIGIN)
 
 Store = MemoryStore | PostgresStore
 
 
 @dataclass
 class Stage:
-    """A store, a way to let its time pass, and one to write a link past it."""
+    """The stores, and what a test does past them.
+
+    Attributes:
+        advance: Lets time pass.
+        plant: Writes a link.
+        audited: Reads the names of all records, oldest first.
+    """
 
     store: Store
+    upkeep: MemoryStore | PostgresUpkeep
     advance: Callable[[timedelta], Awaitable[None]]
     plant: Callable[[UserMapping], Awaitable[None]]
+    audited: Callable[[], Awaitable[list[str]]]
 
 
 def _session(person: Person, tenant: Tenant) -> Session:
@@ -97,7 +119,7 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     owner = await asyncpg.connect(urls.owner.reveal())
     try:
         async with open_engine(urls.roles["interlock_identity"], application="test") as engine:
-            stage = _postgres_stage(PostgresStore(engine), owner)
+            stage = _postgres_stage(PostgresStore(engine), PostgresUpkeep(engine), owner)
             await _introduce(stage.store)
             yield stage
     finally:
@@ -114,17 +136,36 @@ def _memory_stage() -> Stage:
     async def plant(mapping: UserMapping) -> None:
         store._mappings[mapping.mapping_id] = mapping
 
-    return Stage(store, advance, plant)
+    async def audited() -> list[str]:
+        return [each.event for each in store.audit]
+
+    return Stage(store, store, advance, plant, audited)
 
 
-def _postgres_stage(store: PostgresStore, owner: "asyncpg.Connection[asyncpg.Record]") -> Stage:
+# Links take the order in which they are made.
+AGES = {
+    "work_app_slack_account_link_codes": ("created_at", "expires_at"),
+    "work_app_slack_workspaces": ("released_at",),
+    "absences": ("since",),
+    "upkeep": ("finished_at",),
+    '"user"': ("updated_at",),
+    "organization": ("updated_at",),
+    "audit_events": ("at",),
+}
+
+
+def _postgres_stage(
+    store: PostgresStore, upkeep: PostgresUpkeep, owner: "asyncpg.Connection[asyncpg.Record]"
+) -> Stage:
     async def advance(by: timedelta) -> None:
-        """Make every code older; links take the order in which they are made."""
-        await owner.execute(
-            "UPDATE identity.work_app_slack_account_link_codes"
-            " SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval",
-            by,
-        )
+        """Make everything older."""
+        for table, columns in AGES.items():
+            older = ", ".join(f"{column} = {column} - $1::interval" for column in columns)
+            await owner.execute(f"UPDATE identity.{table} SET {older}", by)  # noqa: S608 - ours.
+
+    async def audited() -> list[str]:
+        rows = await owner.fetch("SELECT event FROM identity.audit_events ORDER BY id")
+        return [row["event"] for row in rows]
 
     async def plant(mapping: UserMapping) -> None:
         await owner.execute(
@@ -140,7 +181,7 @@ def _postgres_stage(store: PostgresStore, owner: "asyncpg.Connection[asyncpg.Rec
             mapping.linked_at,
         )
 
-    return Stage(store, advance, plant)
+    return Stage(store, upkeep, advance, plant, audited)
 
 
 async def _introduce(store: Store) -> None:
@@ -161,7 +202,7 @@ def _claim(tenant: Tenant, key: WorkspaceKey, installation_id: UUID | None = Non
 
 
 async def _claimed(store: Store, tenant: Tenant, key: WorkspaceKey) -> Workspace:
-    return (await store.claim(_claim(tenant, key))).workspace.workspace
+    return (await store.claim(_claim(tenant, key), ORIGIN)).workspace.workspace
 
 
 def _code(workspace: Workspace, text: str, slack_user: SlackUser = MIA_IN_SLACK) -> NewLinkCode:
@@ -193,7 +234,7 @@ async def _link(
     slack_user: SlackUser = MIA_IN_SLACK,
 ) -> UserMapping:
     code_hash = await _create(store, _code(workspace, f"code {next(_numbers)}", slack_user))
-    await store.redeem_link_code(code_hash, session, MappingId(f"wsum_{uuid4().hex}"))
+    await store.redeem_link_code(code_hash, session, MappingId(f"wsum_{uuid4().hex}"), EVENT)
     mapping = await store.find_mapping(workspace.tenant_id, slack_user)
     assert mapping is not None
     return mapping
@@ -212,7 +253,7 @@ async def _refusal(work: Awaitable[object]) -> type[ServiceError] | None:
 
 async def test_a_claim_is_found_by_its_install_and_by_its_tenant(stage: Stage) -> None:
     """A fresh claim is active and says what was claimed."""
-    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM))
+    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
     workspace = claimed.workspace.workspace
     assert not claimed.was_claimed
     assert (workspace.key, workspace.tenant_id) == (TEAM, NORTHWIND.tenant_id)
@@ -220,13 +261,13 @@ async def test_a_claim_is_found_by_its_install_and_by_its_tenant(stage: Stage) -
     assert await stage.store.find_workspace(TEAM) == workspace
     assert await stage.store.list_workspaces(NORTHWIND.tenant_id) == [claimed.workspace]
     found = await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
-    assert found == claimed.workspace
+    assert found == workspace
 
 
 async def test_the_same_tenant_may_claim_again(stage: Stage) -> None:
     """A reinstall keeps the claim's id and takes the newer facts."""
     first = await _claimed(stage.store, NORTHWIND, TEAM)
-    again = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), name="Acme Inc."))
+    again = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), name="Acme Inc."), ORIGIN)
     assert again.was_claimed
     assert again.workspace.workspace == replace(first, name="Acme Inc.")
 
@@ -235,10 +276,10 @@ async def test_another_tenants_workspace_is_taken(stage: Stage) -> None:
     """A second tenant is refused and the first one's claim stays as it was."""
     first = await _claimed(stage.store, NORTHWIND, TEAM)
     with pytest.raises(WorkspaceTaken):
-        await stage.store.claim(_claim(CONTOSO, TEAM))
+        await stage.store.claim(_claim(CONTOSO, TEAM), ORIGIN)
     # Naming an Enterprise around it does not help.
     with pytest.raises(WorkspaceTaken):
-        await stage.store.claim(_claim(CONTOSO, replace(TEAM, enterprise_id="E0GRID")))
+        await stage.store.claim(_claim(CONTOSO, replace(TEAM, enterprise_id="E0GRID")), ORIGIN)
     assert await stage.store.find_workspace(TEAM) == first
 
 
@@ -248,16 +289,16 @@ async def test_an_enterprise_and_a_team_in_it_exclude_each_other(
 ) -> None:
     """Two tenants cannot hold an org-wide install and a team inside it, in either order."""
     first, second = order
-    await stage.store.claim(_claim(NORTHWIND, first))
+    await stage.store.claim(_claim(NORTHWIND, first), ORIGIN)
     with pytest.raises(WorkspaceTaken):
-        await stage.store.claim(_claim(CONTOSO, second))
-    assert not (await stage.store.claim(_claim(NORTHWIND, second))).was_claimed
+        await stage.store.claim(_claim(CONTOSO, second), ORIGIN)
+    assert not (await stage.store.claim(_claim(NORTHWIND, second), ORIGIN)).was_claimed
 
 
 async def test_teams_of_one_enterprise_may_have_different_tenants(stage: Stage) -> None:
     """Only org-wide installs exclude; two teams of an Enterprise do not meet."""
-    await stage.store.claim(_claim(NORTHWIND, GRID_TEAM))
-    await stage.store.claim(_claim(CONTOSO, OTHER_GRID_TEAM))
+    await stage.store.claim(_claim(NORTHWIND, GRID_TEAM), ORIGIN)
+    await stage.store.claim(_claim(CONTOSO, OTHER_GRID_TEAM), ORIGIN)
     found = await stage.store.find_workspace(OTHER_GRID_TEAM)
     assert found is not None
     assert found.tenant_id == CONTOSO.tenant_id
@@ -274,7 +315,7 @@ async def test_of_two_tenants_at_once_one_gets_the_enterprise(stage: Stage) -> N
     # Ten open connections, so that what follows really runs at once.
     await asyncio.gather(*(stage.store.find_workspace(TEAM) for _ in range(10)))
     refusals = await asyncio.gather(
-        *(_refusal(stage.store.claim(_claim(tenant, key))) for tenant, key in keys)
+        *(_refusal(stage.store.claim(_claim(tenant, key), ORIGIN)) for tenant, key in keys)
     )
     for org_wide, team in zip(refusals[::2], refusals[1::2], strict=True):
         assert {org_wide, team} == {None, WorkspaceTaken}
@@ -283,20 +324,20 @@ async def test_of_two_tenants_at_once_one_gets_the_enterprise(stage: Stage) -> N
 async def test_an_unknown_organization_claims_nothing(stage: Stage) -> None:
     """A tenant that was forgotten, or never seen, gets no workspace."""
     with pytest.raises(OrganizationNotFound):
-        await stage.store.claim(_claim(Tenant(TenantId("nobody"), ""), TEAM))
+        await stage.store.claim(_claim(Tenant(TenantId("nobody"), ""), TEAM), ORIGIN)
     assert await stage.store.find_workspace(TEAM) is None
 
 
 async def test_an_unknown_installer_does_not_stop_a_claim(stage: Stage) -> None:
     """An account that was forgotten during its install leaves the claim without an installer."""
     claim = replace(_claim(NORTHWIND, TEAM), installed_by=UserId("gone"))
-    assert not (await stage.store.claim(claim)).was_claimed
+    assert not (await stage.store.claim(claim, ORIGIN)).was_claimed
 
 
 async def test_a_nango_install_is_claimed_like_any_other(stage: Stage) -> None:
     """Where the credential comes from changes nothing about the claim."""
     nango = NangoConnection("work-apps-slack", "connection 1")
-    claimed = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), nango=nango))
+    claimed = await stage.store.claim(replace(_claim(NORTHWIND, TEAM), nango=nango), ORIGIN)
     assert claimed.workspace.workspace.key == TEAM
 
 
@@ -311,7 +352,7 @@ async def test_a_nango_install_is_claimed_like_any_other(stage: Stage) -> None:
 )
 async def test_a_claim_is_found_by_its_whole_key_only(stage: Stage, other: WorkspaceKey) -> None:
     """No lookup falls back to the team alone."""
-    await stage.store.claim(_claim(NORTHWIND, TEAM))
+    await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
     assert await stage.store.find_workspace(other) is None
 
 
@@ -326,13 +367,13 @@ async def test_a_claim_is_hidden_from_other_tenants(stage: Stage) -> None:
 async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) -> None:
     """A late release of an older install leaves the newer claim; a repeated one does nothing."""
     old, new = uuid4(), uuid4()
-    await stage.store.claim(_claim(NORTHWIND, TEAM, old))
-    workspace = (await stage.store.claim(_claim(NORTHWIND, TEAM, new))).workspace.workspace
-    assert not await stage.store.release(TEAM, old)
+    await stage.store.claim(_claim(NORTHWIND, TEAM, old), ORIGIN)
+    workspace = (await stage.store.claim(_claim(NORTHWIND, TEAM, new), ORIGIN)).workspace.workspace
+    assert not await stage.store.release(TEAM, old, ORIGIN)
     assert await stage.store.find_workspace(TEAM) is not None
-    assert not await stage.store.release(replace(TEAM, enterprise_id="E0GRID"), new)
-    assert await stage.store.release(replace(TEAM, app_id=""), new)
-    assert not await stage.store.release(TEAM, new)
+    assert not await stage.store.release(replace(TEAM, enterprise_id="E0GRID"), new, ORIGIN)
+    assert await stage.store.release(replace(TEAM, app_id=""), new, ORIGIN)
+    assert not await stage.store.release(TEAM, new, ORIGIN)
     assert await stage.store.find_workspace(TEAM) is None
     assert await stage.store.list_workspaces(NORTHWIND.tenant_id) == []
     with pytest.raises(WorkspaceNotFound):
@@ -342,20 +383,22 @@ async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) ->
 async def _release(store: Store, tenant: Tenant, key: WorkspaceKey) -> Workspace:
     """Claim, link Mia, set a default, and release."""
     installation_id = uuid4()
-    claimed = await store.claim(_claim(tenant, key, installation_id))
+    claimed = await store.claim(_claim(tenant, key, installation_id), ORIGIN)
     workspace = claimed.workspace.workspace
     slack_user = SlackUser(key.slot, key.enterprise_id, "U0MIA")
     await _link(store, workspace, _session(MIA, tenant), slack_user)
     chosen = AgentDefault("", Agent("docs", "helper"), grants_access=False)
-    await store.set_agent_default(tenant.tenant_id, workspace.workspace_id, chosen, ADA.user_id)
-    assert await store.release(key, installation_id)
+    await store.set_agent_default(
+        tenant.tenant_id, workspace.workspace_id, chosen, ADA.user_id, EVENT
+    )
+    assert await store.release(key, installation_id, ORIGIN)
     return workspace
 
 
 async def test_a_reinstall_by_the_same_tenant_finds_everything_again(stage: Stage) -> None:
     """Links and defaults outlive an uninstall that is undone."""
     before = await _release(stage.store, NORTHWIND, TEAM)
-    again = await stage.store.claim(_claim(NORTHWIND, TEAM))
+    again = await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
     assert not again.was_claimed
     assert again.workspace.workspace.workspace_id == before.workspace_id
     assert again.workspace.linked_users == 1
@@ -372,17 +415,18 @@ async def test_a_claim_by_another_tenant_ends_what_the_first_one_left(
     """Nothing of a former owner survives in a workspace that somebody else claims."""
     before = await _release(stage.store, NORTHWIND, released)
     slack_user = SlackUser(released.slot, released.enterprise_id, "U0MIA")
-    assert not (await stage.store.claim(_claim(CONTOSO, claimed))).was_claimed
+    assert not (await stage.store.claim(_claim(CONTOSO, claimed), ORIGIN)).was_claimed
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, slack_user) is None
     assert await stage.store.find_mapping(CONTOSO.tenant_id, slack_user) is None
     defaults = await stage.store.list_agent_defaults(NORTHWIND.tenant_id, before.workspace_id)
     assert defaults == []
+    assert (await stage.audited())[-3:] == ["user.unlinked", "workspace.ended", "workspace.claimed"]
 
 
 async def test_a_team_claim_ends_nothing_of_the_enterprise_around_it(stage: Stage) -> None:
     """A released org-wide install keeps its links when another tenant claims one team."""
     await _release(stage.store, NORTHWIND, ENTERPRISE)
-    await stage.store.claim(_claim(CONTOSO, GRID_TEAM))
+    await stage.store.claim(_claim(CONTOSO, GRID_TEAM), ORIGIN)
     slack_user = SlackUser("E0GRID", "E0GRID", "U0MIA")
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, slack_user) is not None
 
@@ -401,12 +445,13 @@ async def test_a_code_works_for_its_hour_and_not_at_the_end_of_it(stage: Stage) 
     assert found is not None
     assert found.expires_at == expires_at
     assert (found.slack_user, found.email) == (MIA_IN_SLACK, "mia@northwind.example")
+    assert found.workspace == workspace
     await stage.advance(LINK_CODE_LIFE - MINUTE)
     assert await stage.store.find_link_code(code.code_hash) is not None
     await stage.advance(MINUTE)
     assert await stage.store.find_link_code(code.code_hash) is None
     with pytest.raises(LinkCodeSpent):
-        await stage.store.redeem_link_code(code.code_hash, MIA_AT_NORTHWIND, MappingId("m"))
+        await stage.store.redeem_link_code(code.code_hash, MIA_AT_NORTHWIND, MappingId("m"), EVENT)
 
 
 async def test_a_newer_code_ends_the_older_ones(stage: Stage) -> None:
@@ -452,30 +497,37 @@ async def test_redeeming_links_and_spends(stage: Stage) -> None:
     """A code makes its link and is gone."""
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     code_hash = await _create(stage.store, _code(workspace, "one"))
-    assert not await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m1"))
+    assert not await stage.store.redeem_link_code(
+        code_hash, MIA_AT_NORTHWIND, MappingId("m1"), EVENT
+    )
     mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
     assert mapping is not None
     assert (mapping.mapping_id, mapping.person, mapping.last_used_at) == ("m1", MIA, None)
     assert await stage.store.find_link_code(code_hash) is None
     with pytest.raises(LinkCodeSpent):
-        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m2"))
+        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m2"), EVENT)
 
 
 async def test_of_redeems_at_once_one_succeeds(stage: Stage) -> None:
     """Twenty redeems of one code make one link."""
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     code_hash = await _create(stage.store, _code(workspace, "one"))
+    assert await stage.audited() == ["workspace.claimed"]
     sessions = [MIA_AT_NORTHWIND, ADA_AT_NORTHWIND] * 10
     refusals = await asyncio.gather(
         *(
-            _refusal(stage.store.redeem_link_code(code_hash, session, MappingId(f"m{number}")))
+            _refusal(
+                stage.store.redeem_link_code(code_hash, session, MappingId(f"m{number}"), EVENT)
+            )
             for number, session in enumerate(sessions)
         )
     )
     assert refusals.count(None) == 1
     assert refusals.count(LinkCodeSpent) == 19
-    found = await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
+    (found,) = await stage.store.list_workspaces(NORTHWIND.tenant_id)
     assert found.linked_users == 1
+    # Whoever was refused left no record of a link.
+    assert await stage.audited() == ["workspace.claimed", EVENT.event]
 
 
 async def test_another_tenant_cannot_redeem_and_does_not_spend(stage: Stage) -> None:
@@ -483,7 +535,7 @@ async def test_another_tenant_cannot_redeem_and_does_not_spend(stage: Stage) -> 
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     code_hash = await _create(stage.store, _code(workspace, "one"))
     with pytest.raises(LinkCodeSpent):
-        await stage.store.redeem_link_code(code_hash, OLGA_AT_CONTOSO, MappingId("m"))
+        await stage.store.redeem_link_code(code_hash, OLGA_AT_CONTOSO, MappingId("m"), EVENT)
     assert await stage.store.find_link_code(code_hash) is not None
 
 
@@ -493,7 +545,7 @@ async def test_a_slack_user_linked_elsewhere_stays_there(stage: Stage) -> None:
     code_hash = await _create(stage.store, _code(workspace, "one"))
     mapping = await _plant(stage, workspace)
     with pytest.raises(UserLinkedElsewhere):
-        await stage.store.redeem_link_code(code_hash, ADA_AT_NORTHWIND, MappingId("m"))
+        await stage.store.redeem_link_code(code_hash, ADA_AT_NORTHWIND, MappingId("m"), EVENT)
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) == mapping
     assert await stage.store.find_link_code(code_hash) is not None
 
@@ -503,7 +555,7 @@ async def test_redeeming_for_the_same_account_spends_the_code(stage: Stage) -> N
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     code_hash = await _create(stage.store, _code(workspace, "one"))
     mapping = await _plant(stage, workspace)
-    assert await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"))
+    assert await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"), EVENT)
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) == mapping
     assert await stage.store.find_link_code(code_hash) is None
 
@@ -535,13 +587,13 @@ async def test_a_linked_slack_user_gets_no_code(stage: Stage) -> None:
 async def test_codes_end_with_the_claim(stage: Stage) -> None:
     """A code of a released workspace does not work, also not after a reinstall."""
     installation_id = uuid4()
-    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM, installation_id))
+    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM, installation_id), ORIGIN)
     code_hash = await _create(stage.store, _code(claimed.workspace.workspace, "one"))
-    await stage.store.release(TEAM, installation_id)
+    await stage.store.release(TEAM, installation_id, ORIGIN)
     assert await stage.store.find_link_code(code_hash) is None
     with pytest.raises(LinkCodeSpent):
-        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"))
-    await stage.store.claim(_claim(NORTHWIND, TEAM))
+        await stage.store.redeem_link_code(code_hash, MIA_AT_NORTHWIND, MappingId("m"), EVENT)
+    await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
     assert await stage.store.find_link_code(code_hash) is None
 
 
@@ -550,7 +602,7 @@ async def test_an_unknown_code_is_spent(stage: Stage) -> None:
     assert await stage.store.find_link_code(hash_link_code("made up")) is None
     with pytest.raises(LinkCodeSpent):
         await stage.store.redeem_link_code(
-            hash_link_code("made up"), MIA_AT_NORTHWIND, MappingId("m")
+            hash_link_code("made up"), MIA_AT_NORTHWIND, MappingId("m"), EVENT
         )
 
 
@@ -607,25 +659,31 @@ async def test_a_link_is_removed_by_its_account_or_its_tenant(stage: Stage) -> N
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     mapping_id = (await _link(stage.store, workspace)).mapping_id
     tenant_id = NORTHWIND.tenant_id
-    assert not await stage.store.remove_mapping(tenant_id, mapping_id, of_user=ADA.user_id)
-    assert not await stage.store.remove_mapping(CONTOSO.tenant_id, mapping_id, of_user=None)
-    assert await stage.store.remove_mapping(tenant_id, mapping_id, of_user=MIA.user_id)
-    assert not await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None)
+    assert not await stage.store.remove_mapping(
+        tenant_id, mapping_id, of_user=ADA.user_id, origin=ORIGIN
+    )
+    assert not await stage.store.remove_mapping(
+        CONTOSO.tenant_id, mapping_id, of_user=None, origin=ORIGIN
+    )
+    assert await stage.store.remove_mapping(
+        tenant_id, mapping_id, of_user=MIA.user_id, origin=ORIGIN
+    )
+    assert not await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None, origin=ORIGIN)
     mapping_id = (await _link(stage.store, workspace)).mapping_id
-    assert await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None)
+    assert await stage.store.remove_mapping(tenant_id, mapping_id, of_user=None, origin=ORIGIN)
 
 
 async def test_a_use_is_noted_while_the_link_is_there(stage: Stage) -> None:
     """A link that was removed cannot be used."""
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     mapping_id = (await _link(stage.store, workspace)).mapping_id
-    assert not await stage.store.use_mapping(CONTOSO.tenant_id, mapping_id)
-    assert await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id)
+    assert not await stage.store.use_mapping(CONTOSO.tenant_id, mapping_id, EVENT)
+    assert await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id, EVENT)
     mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
     assert mapping is not None
     assert mapping.last_used_at is not None
-    await stage.store.remove_mapping(NORTHWIND.tenant_id, mapping_id, of_user=None)
-    assert not await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id)
+    await stage.store.remove_mapping(NORTHWIND.tenant_id, mapping_id, of_user=None, origin=ORIGIN)
+    assert not await stage.store.use_mapping(NORTHWIND.tenant_id, mapping_id, EVENT)
 
 
 # People.
@@ -648,8 +706,8 @@ async def test_a_forgotten_account_loses_its_links(stage: Stage) -> None:
     await _link(stage.store, workspace)
     ben = replace(MIA_IN_SLACK, user_id="U0ADA")
     await _link(stage.store, workspace, ADA_AT_NORTHWIND, ben)
-    assert await stage.store.forget_user(MIA.user_id) == 1
-    assert await stage.store.forget_user(MIA.user_id) == 0
+    assert await stage.upkeep.forget_user(MIA.user_id, ORIGIN) == 1
+    assert await stage.upkeep.forget_user(MIA.user_id, ORIGIN) == 0
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is None
     assert await stage.store.find_mapping(NORTHWIND.tenant_id, ben) is not None
 
@@ -658,12 +716,12 @@ async def test_a_forgotten_organization_loses_everything(stage: Stage) -> None:
     """Off-boarding an organization removes its claims, links and defaults."""
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     await _link(stage.store, workspace)
-    assert await stage.store.forget_organization(NORTHWIND.tenant_id) == 1
-    assert await stage.store.forget_organization(NORTHWIND.tenant_id) == 0
+    assert await stage.upkeep.forget_organization(NORTHWIND.tenant_id, ORIGIN) == 1
+    assert await stage.upkeep.forget_organization(NORTHWIND.tenant_id, ORIGIN) == 0
     assert await stage.store.find_workspace(TEAM) is None
     with pytest.raises(OrganizationNotFound):
-        await stage.store.claim(_claim(NORTHWIND, TEAM))
-    assert not (await stage.store.claim(_claim(CONTOSO, TEAM))).was_claimed
+        await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
+    assert not (await stage.store.claim(_claim(CONTOSO, TEAM), ORIGIN)).was_claimed
 
 
 # Default agents.
@@ -676,12 +734,14 @@ async def test_a_default_is_set_replaced_and_removed(stage: Stage) -> None:
     channel = AgentDefault("C0HELP", Agent("support", "triage"), grants_access=True)
     whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
     for chosen in (channel, replace(whole, agent=Agent("docs", "old")), whole):
-        await stage.store.set_agent_default(*place, chosen, ADA.user_id)
+        await stage.store.set_agent_default(*place, chosen, ADA.user_id, EVENT)
     assert await stage.store.list_agent_defaults(*place) == [whole, channel]
-    await stage.store.remove_agent_default(CONTOSO.tenant_id, workspace.workspace_id, "C0HELP")
+    await stage.store.remove_agent_default(
+        CONTOSO.tenant_id, workspace.workspace_id, "C0HELP", EVENT
+    )
     assert await stage.store.list_agent_defaults(*place) == [whole, channel]
     for _ in range(2):
-        await stage.store.remove_agent_default(*place, "C0HELP")
+        await stage.store.remove_agent_default(*place, "C0HELP", EVENT)
     assert await stage.store.list_agent_defaults(*place) == [whole]
 
 
@@ -690,7 +750,7 @@ async def test_a_default_can_be_set_by_an_account_that_identity_never_saw(stage:
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)
     place = (NORTHWIND.tenant_id, workspace.workspace_id)
     whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
-    await stage.store.set_agent_default(*place, whole, UserId("user_ben"))
+    await stage.store.set_agent_default(*place, whole, UserId("user_ben"), EVENT)
     assert await stage.store.list_agent_defaults(*place) == [whole]
 
 
@@ -700,9 +760,257 @@ async def test_another_tenant_sets_and_sees_no_default(stage: Stage) -> None:
     whole = AgentDefault("", Agent("docs", "helper"), grants_access=False)
     with pytest.raises(WorkspaceNotFound):
         await stage.store.set_agent_default(
-            CONTOSO.tenant_id, workspace.workspace_id, whole, OLGA.user_id
+            CONTOSO.tenant_id, workspace.workspace_id, whole, OLGA.user_id, EVENT
         )
     await stage.store.set_agent_default(
-        NORTHWIND.tenant_id, workspace.workspace_id, whole, ADA.user_id
+        NORTHWIND.tenant_id, workspace.workspace_id, whole, ADA.user_id, EVENT
     )
     assert await stage.store.list_agent_defaults(CONTOSO.tenant_id, workspace.workspace_id) == []
+
+
+async def test_the_operators_agent_is_noted_for_each_tenant(stage: Stage) -> None:
+    """What one tenant lacks another may have, and another agent is another matter."""
+    agent, other = Agent("home", "any"), Agent("home", "other")
+    assert not await stage.store.lacks_operator_agent(NORTHWIND.tenant_id, agent)
+    await stage.store.note_operator_agent(NORTHWIND.tenant_id, agent, is_there=False)
+    assert await stage.store.lacks_operator_agent(NORTHWIND.tenant_id, agent)
+    assert not await stage.store.lacks_operator_agent(NORTHWIND.tenant_id, other)
+    assert not await stage.store.lacks_operator_agent(CONTOSO.tenant_id, agent)
+    await stage.store.note_operator_agent(NORTHWIND.tenant_id, agent, is_there=True)
+    assert not await stage.store.lacks_operator_agent(NORTHWIND.tenant_id, agent)
+
+
+async def test_a_subject_is_the_claim_with_the_link_in_its_tenant(stage: Stage) -> None:
+    """One look finds both, by the install's whole key, and no link of another tenant."""
+    assert await stage.store.find_subject(TEAM, MIA_IN_SLACK) is None
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    assert await stage.store.find_subject(TEAM, MIA_IN_SLACK) == (workspace, None)
+    mapping = await _link(stage.store, workspace)
+    assert await stage.store.find_subject(TEAM, MIA_IN_SLACK) == (workspace, mapping)
+    other = replace(MIA_IN_SLACK, user_id="U0BEN")
+    assert await stage.store.find_subject(TEAM, other) == (workspace, None)
+    for key in (replace(TEAM, app_id="A0OTHER"), replace(TEAM, enterprise_id="E0GRID")):
+        assert await stage.store.find_subject(key, MIA_IN_SLACK) is None
+
+
+async def test_a_subject_of_an_enterprise_is_found_from_any_team(stage: Stage) -> None:
+    """A Grid user who linked in one team is the same in the next."""
+    workspace = await _claimed(stage.store, NORTHWIND, ENTERPRISE)
+    at_home = SlackUser("T0GRID1", "E0GRID", "U0MIA")
+    mapping = await _link(stage.store, workspace, slack_user=at_home)
+    elsewhere = replace(at_home, team_id="T0GRID2")
+    assert await stage.store.find_subject(ENTERPRISE, elsewhere) == (workspace, mapping)
+
+
+# Records.
+
+
+async def test_what_changes_something_is_recorded_with_it(stage: Stage) -> None:
+    """Each change leaves one record; what changed nothing leaves none."""
+    await _release(stage.store, NORTHWIND, TEAM)
+    assert not await stage.store.release(TEAM, uuid4(), ORIGIN)
+    claimed = (await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)).workspace.workspace
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    place = (NORTHWIND.tenant_id, claimed.workspace_id)
+    for _ in range(2):
+        await stage.store.remove_agent_default(*place, "", replace(EVENT, event="default"))
+    link = (NORTHWIND.tenant_id, mapping.mapping_id)
+    await stage.store.use_mapping(*link, replace(EVENT, event="used"))
+    for _ in range(2):
+        await stage.store.remove_mapping(*link, of_user=None, origin=ORIGIN)
+    assert not await stage.store.use_mapping(*link, EVENT)
+    assert await stage.audited() == [
+        "workspace.claimed",
+        "tested",
+        "tested",
+        "workspace.released",
+        "workspace.claimed",
+        "default",
+        "used",
+        "user.unlinked",
+    ]
+
+
+# Off-boarding.
+
+
+async def test_seats_are_listed_once_for_each_account(stage: Stage) -> None:
+    """Somebody with two links has one seat; pages follow each other by tenant and user."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    await _link(stage.store, workspace, slack_user=replace(MIA_IN_SLACK, user_id="U0MIA2"))
+    await _link(stage.store, workspace, ADA_AT_NORTHWIND, replace(MIA_IN_SLACK, user_id="U0ADA"))
+    theirs = await _claimed(stage.store, CONTOSO, GRID_TEAM)
+    olga = SlackUser("T0GRID1", "E0GRID", "U0OLGA")
+    await _link(stage.store, theirs, OLGA_AT_CONTOSO, olga)
+    everybody = await stage.upkeep.list_seats(None, 10)
+    assert [(each.account.tenant_id, each.account.user_id) for each in everybody] == [
+        ("contoso", "user_olga"),
+        ("northwind", "user_ada"),
+        ("northwind", "user_mia"),
+    ]
+    assert everybody[0].slack_user == olga
+    first = await stage.upkeep.list_seats(None, 2)
+    assert first + await stage.upkeep.list_seats(first[-1].account, 2) == everybody
+    assert await stage.upkeep.list_seats(everybody[-1].account, 2) == []
+
+
+async def test_organizations_are_listed_in_pages(stage: Stage) -> None:
+    """Each known organization comes once."""
+    first = await stage.upkeep.list_organizations(None, 1)
+    second = await stage.upkeep.list_organizations(first[-1], 1)
+    assert [*first, *second] == ["contoso", "northwind"]
+    assert await stage.upkeep.list_organizations(second[-1], 1) == []
+
+
+async def test_an_absence_counts_from_the_first_time_and_ends(stage: Stage) -> None:
+    """Somebody is gone after the whole grace period; being found starts it anew."""
+    mia = Account(NORTHWIND.tenant_id, MIA.user_id)
+    ada = Account(NORTHWIND.tenant_id, ADA.user_id)
+    note = stage.upkeep.note_attendance
+    assert await note([], [mia, ada], HOUR) == []
+    await stage.advance(59 * MINUTE)
+    assert await note([ada], [mia], HOUR) == []
+    await stage.advance(MINUTE)
+    assert await note([], [mia, ada], HOUR) == [mia]
+    assert await note([mia], [ada], HOUR) == []
+    assert await note([], [mia], HOUR) == []
+    assert await note([], [mia, ada], timedelta(0)) == [ada, mia]
+
+
+async def test_a_departed_account_loses_its_links_in_that_tenant(stage: Stage) -> None:
+    """Links elsewhere and of others stay, and so does the workspace that the account installed."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    theirs = await _claimed(stage.store, CONTOSO, GRID_TEAM)
+    in_grid = SlackUser("T0GRID1", "E0GRID", "U0ADA")
+    in_team = replace(MIA_IN_SLACK, user_id="U0ADA")
+    await _link(stage.store, workspace, ADA_AT_NORTHWIND, in_team)
+    await _link(stage.store, workspace)
+    await _link(stage.store, theirs, _session(ADA, CONTOSO), in_grid)
+    account = Account(NORTHWIND.tenant_id, ADA.user_id)
+    assert await stage.upkeep.remove_departed(account, ORIGIN) == 1
+    assert await stage.upkeep.remove_departed(account, ORIGIN) == 0
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, in_team) is None
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is not None
+    assert await stage.store.find_mapping(CONTOSO.tenant_id, in_grid) is not None
+    assert await stage.store.find_workspace(TEAM) == workspace
+    assert (await stage.audited()).count("user.unlinked") == 1
+
+
+async def test_what_is_forgotten_is_recorded(stage: Stage) -> None:
+    """Each link that ends has its record, and so has the order to forget."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    before = len(await stage.audited())
+    await stage.upkeep.forget_user(MIA.user_id, ORIGIN)
+    await _link(stage.store, workspace)
+    await stage.upkeep.forget_organization(NORTHWIND.tenant_id, ORIGIN)
+    assert (await stage.audited())[before:] == [
+        "user.unlinked",
+        "user.forgotten",
+        "tested",
+        "user.unlinked",
+        "organization.forgotten",
+    ]
+
+
+# Retention.
+
+
+async def test_codes_are_kept_for_a_while_after_their_end(stage: Stage) -> None:
+    """What ended is emptied at once and removed later, used or not; what works stays."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    await _create(stage.store, _code(workspace, "old", replace(MIA_IN_SLACK, user_id="U0OLD")))
+    await stage.advance(LINK_CODE_LIFE)
+    new = await _create(
+        stage.store, _code(workspace, "new", replace(MIA_IN_SLACK, user_id="U0NEW"))
+    )
+    assert await stage.upkeep.erase_ended_codes(10) == 1
+    assert await stage.upkeep.erase_ended_codes(10) == 0
+    assert await stage.upkeep.drop_codes(DAY, 10) == 0
+    found = await stage.store.find_link_code(new)
+    assert found is not None
+    assert found.email == "mia@northwind.example"
+    await stage.advance(DAY)
+    assert await stage.upkeep.drop_codes(DAY, 1) == 1
+    assert await stage.upkeep.drop_codes(DAY, 10) == 1
+    assert await stage.upkeep.drop_codes(timedelta(0), 10) == 1
+
+
+async def test_a_released_claim_waits_for_its_tenant_and_then_ends(stage: Stage) -> None:
+    """After its time a reinstall starts from nothing; a claim that came back is not touched."""
+    before = await _release(stage.store, NORTHWIND, TEAM)
+    await stage.advance(30 * DAY - MINUTE)
+    assert await stage.upkeep.end_released_claims(30 * DAY, 10, ORIGIN) == 0
+    again = await stage.store.claim(_claim(NORTHWIND, TEAM), ORIGIN)
+    assert again.workspace.workspace.workspace_id == before.workspace_id
+    await stage.advance(30 * DAY)
+    assert await stage.upkeep.end_released_claims(30 * DAY, 10, ORIGIN) == 0
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is not None
+    await _release(stage.store, NORTHWIND, ENTERPRISE)
+    await stage.advance(30 * DAY)
+    assert await stage.upkeep.end_released_claims(30 * DAY, 10, ORIGIN) == 1
+    assert (await stage.audited())[-2:] == ["user.unlinked", "workspace.ended"]
+    in_grid = SlackUser("E0GRID", "E0GRID", "U0MIA")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, in_grid) is None
+    fresh = await stage.store.claim(_claim(NORTHWIND, ENTERPRISE), ORIGIN)
+    assert fresh.workspace.linked_users == 0
+
+
+async def test_names_go_with_the_last_link(stage: Stage) -> None:
+    """Whoever has no link and was not seen for a day has neither name nor address here."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    await stage.advance(DAY)
+    # Ada installed, Olga only looked; Mia is linked.
+    assert await stage.upkeep.erase_names(DAY, 10) == 2
+    assert await stage.upkeep.erase_names(DAY, 10) == 0
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    assert mapping.person == MIA
+    await stage.store.remember(ADA, NORTHWIND)
+    assert await stage.upkeep.erase_names(DAY, 10) == 0
+
+
+async def test_nobody_is_known_without_a_reason(stage: Stage) -> None:
+    """Accounts and organizations that nothing stands on go a day after they were last seen."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    await stage.advance(DAY - MINUTE)
+    assert await stage.upkeep.drop_strangers(DAY, 10) == 0
+    await stage.store.remember(OLGA, CONTOSO)
+    await stage.advance(MINUTE)
+    assert await stage.upkeep.drop_strangers(DAY, 10) == 0
+    await stage.advance(DAY)
+    assert await stage.upkeep.drop_strangers(DAY, 10) == 2
+    assert await stage.upkeep.list_organizations(None, 10) == ["northwind"]
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK) is not None
+
+
+# Turns.
+
+
+async def test_a_turn_is_one_replicas_at_a_time_and_not_too_often(stage: Stage) -> None:
+    """Whoever comes meanwhile does not get it, nor whoever comes too soon after."""
+    async with stage.upkeep.take("sweep", HOUR) as is_ours:
+        assert is_ours
+        async with stage.upkeep.take("sweep", HOUR) as is_theirs:
+            assert not is_theirs
+        async with stage.upkeep.take("clean", HOUR) as another:
+            assert another
+    async with stage.upkeep.take("sweep", HOUR) as too_soon:
+        assert not too_soon
+    await stage.advance(HOUR)
+    async with stage.upkeep.take("sweep", HOUR) as is_due:
+        assert is_due
+
+
+async def test_a_turn_that_failed_is_taken_again(stage: Stage) -> None:
+    """An error neither finishes the task nor keeps its lock."""
+    with pytest.raises(LinkCodeSpent):
+        async with stage.upkeep.take("sweep", HOUR):
+            raise LinkCodeSpent
+    async with stage.upkeep.take("sweep", HOUR) as is_ours:
+        assert is_ours

@@ -17,7 +17,8 @@ from interlock_token_vault.adapters.journal import open_journal
 from interlock_token_vault.adapters.memory import ManualClock, MemoryStore
 from interlock_token_vault.adapters.postgres import PostgresStore
 from interlock_token_vault.adapters.postgres_installs import PostgresInstalls
-from interlock_token_vault.domain.audit import AuditEvent, Origin, find_first_break
+from interlock_token_vault.domain.audit import AuditEvent, Origin
+from interlock_token_vault.domain.audit_log import find_first_break
 from interlock_token_vault.domain.envelope import CannotOpen, SealedBytes, SealedToken, WrappedDek
 from interlock_token_vault.domain.install import (
     AttemptState,
@@ -39,7 +40,15 @@ from interlock_token_vault.domain.installation import (
 )
 from interlock_token_vault.install_ports import LEASE, Activation, InstallStore, StaleGeneration
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
-from interlock_token_vault.vault import AuditCursor, Loaded, VaultStore, Verdict
+from interlock_token_vault.vault import (
+    AuditCursor,
+    InstallationNotFound,
+    Loaded,
+    ReadTarget,
+    Stop,
+    VaultStore,
+    Verdict,
+)
 
 TEAM = InstallationKey(ClientId("client"), "A0APP", "", "T0TEAM")
 OTHER_TEAM = replace(TEAM, team_id="T0OTHER")
@@ -107,7 +116,7 @@ class Stage:
         plan = _plan(grant_id, installation, tokens, None)
         return await self.installs.activate(plan, [_activated(installation)])
 
-    async def load(self, key: InstallationKey = TEAM) -> Loaded | None:
+    async def load(self, key: InstallationKey = TEAM, user_id: str = "") -> Loaded | None:
         """Load what a read of the key would see, leaving a record."""
         seen: list[Loaded | None] = []
 
@@ -115,7 +124,7 @@ class Stage:
             seen.append(found)
             return Verdict(AuditEvent("token.read", ORIGIN))
 
-        await self.reads.load_recorded(key, judge)
+        await self.reads.load_recorded(ReadTarget(key, user_id), judge)
         return seen[0]
 
     async def attempt(self, grant_id: str) -> InstallAttempt:
@@ -499,7 +508,10 @@ async def test_one_judges_failure_is_not_its_neighbours(stage: Stage) -> None:
         raise ZeroDivisionError
 
     results = await asyncio.gather(
-        stage.load(), stage.reads.load_recorded(TEAM, fail), stage.load(), return_exceptions=True
+        stage.load(),
+        stage.reads.load_recorded(ReadTarget(TEAM), fail),
+        stage.load(),
+        return_exceptions=True,
     )
     assert [type(each) for each in results] == [type(None), ZeroDivisionError, type(None)]
     assert (await stage.actions()).count("token.read") == 2
@@ -542,3 +554,51 @@ async def test_a_record_comes_back_as_it_was_written(stage: Stage) -> None:
     await stage.reads.record([event])
     newest = await stage.reads.list_audit_events(TEAM, 1, None)
     assert newest[0].event == event
+
+
+async def test_a_stop_is_seen_by_the_next_read(stage: Stage) -> None:
+    """What an operator stops, one workspace or all, is stopped for every later read."""
+    ours = await stage.install("ours", "a")
+    await stage.install("theirs", "b", CONTOSO, OTHER_TEAM)
+    event = AuditEvent("releases.frozen", ORIGIN)
+
+    async def stops() -> list[Stop | None]:
+        found = [await stage.load(key) for key in (TEAM, OTHER_TEAM)]
+        return [each.stopped if each else None for each in found]
+
+    assert await stops() == [None, None]
+    await stage.reads.stop_releases(ours.id, Stop.FROZEN, "leak", event)
+    assert await stops() == [Stop.FROZEN, None]
+    await stage.reads.stop_releases(None, Stop.HELD, "restore", event)
+    assert await stops() == [Stop.FROZEN, Stop.HELD]
+    await stage.reads.resume_releases(ours.id, Stop.FROZEN, event)
+    await stage.reads.resume_releases(None, Stop.HELD, event)
+    assert await stops() == [None, None]
+
+
+async def test_a_stop_is_recorded_once(stage: Stage) -> None:
+    """Stopping what is stopped, or resuming what runs, changes nothing and says nothing."""
+    event = AuditEvent("releases.frozen", ORIGIN)
+    for _ in range(2):
+        await stage.reads.stop_releases(None, Stop.FROZEN, "leak", event)
+    for _ in range(2):
+        await stage.reads.resume_releases(None, Stop.FROZEN, AuditEvent("releases.resumed", ORIGIN))
+    assert await stage.actions() == ["releases.frozen", "releases.resumed"]
+
+
+async def test_nothing_that_is_not_there_is_stopped(stage: Stage) -> None:
+    """A mistyped id is told, not taken."""
+    with pytest.raises(InstallationNotFound):
+        await stage.reads.stop_releases(
+            InstallationId(uuid4()), Stop.FROZEN, "leak", AuditEvent("releases.frozen", ORIGIN)
+        )
+
+
+async def test_a_users_token_is_no_bots(stage: Stage) -> None:
+    """A read of a user finds that user's token, and never the bot's in its place."""
+    await stage.install("ours", "a")
+    bots, users = await stage.load(), await stage.load(user_id="U0MIA")
+    assert bots is not None
+    assert bots.sealed is not None
+    assert users is not None
+    assert users.sealed is None

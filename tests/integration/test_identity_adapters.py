@@ -17,16 +17,12 @@ from interlock_chassis.database import DatabasePlan, create_database, open_pool
 from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_cli.scratch_databases import ScratchDatabases
-from interlock_identity.adapters.auth_http import MAX_JSON_BYTES, HttpAuthServer
+from interlock_identity.adapters.auth_http import MAX_JSON_BYTES, HttpAuthServer, SessionCookie
 from interlock_identity.adapters.membership_postgres import PostgresMembership
-from interlock_identity.domain.people import Role, TenantId, UserId
-from interlock_identity.issuing import MembershipUnavailable
-from interlock_identity.sessions import (
-    AuthServerUnavailable,
-    NotAMember,
-    NotSignedIn,
-    SessionProof,
-)
+from interlock_identity.domain.linking import SlackUser
+from interlock_identity.domain.people import Account, Role, SessionProof, TenantId, UserId
+from interlock_identity.membership import MembershipUnavailable
+from interlock_identity.sessions import AuthServerUnavailable, NotAMember, NotSignedIn
 
 NAME = "better-auth.session_token"
 VALUE = "4fPz.c2lnbmF0dXJl%2B%3D"
@@ -91,7 +87,7 @@ async def server() -> AsyncIterator[AuthServer]:
 async def auth(server: AuthServer) -> AsyncIterator[HttpAuthServer]:
     """Give the adapter as the process makes it."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        yield HttpAuthServer(session, server.url, NAME)
+        yield HttpAuthServer(session, server.url, SessionCookie(NAME))
 
 
 def _proof(cookie: str = f"{NAME}={VALUE}", address: str = "203.0.113.9") -> SessionProof:
@@ -107,6 +103,7 @@ async def test_only_the_cookie_and_the_address_are_sent(
     assert (session.tenant.tenant_id, session.tenant.name) == ("northwind", "Northwind")
     assert session.role is Role.ADMIN
     assert len(session.ref) == 64
+    assert not session.is_email_verified
     first = server.requests[0]
     assert (first.path, first.query_string) == (
         SESSION,
@@ -117,6 +114,16 @@ async def test_only_the_cookie_and_the_address_are_sent(
     for request in server.requests:
         assert request.headers["Cookie"] == f"{NAME}={VALUE}"
         assert request.headers["X-Forwarded-For"] == "203.0.113.9"
+
+
+async def test_only_a_true_word_verifies_an_address(
+    server: AuthServer, auth: HttpAuthServer
+) -> None:
+    """Whatever else the auth server says of the address, it is not proved."""
+    for said, is_verified in ((True, True), (False, False), ("true", False), (1, False)):
+        user = {**SIGNED_IN["user"], "emailVerified": said}
+        server.answers[SESSION] = (200, {**SIGNED_IN, "user": user})
+        assert (await auth.authenticate(_proof())).is_email_verified is is_verified
 
 
 @pytest.mark.parametrize("address", ["", "203.0.113.9, 10.0.0.1", "x\r\nY: z"])
@@ -234,7 +241,7 @@ async def test_a_limited_caller_learns_when_to_come_back(
 async def test_an_absent_auth_server_is_unavailable() -> None:
     """A refused connection is not a no."""
     async with aiohttp.ClientSession() as session:
-        auth = HttpAuthServer(session, URL("http://127.0.0.1:9"), NAME)
+        auth = HttpAuthServer(session, URL("http://127.0.0.1:9"), SessionCookie(NAME))
         with pytest.raises(AuthServerUnavailable):
             await auth.authenticate(_proof())
 
@@ -248,6 +255,7 @@ PLAN = DatabasePlan(
     migrations="",
 )
 READER = PLAN.roles[0]
+ANYBODY = SlackUser("T0TEAM", "", "U0ANY")
 CAMEL_CASE = """
     CREATE TABLE member (id text, "organizationId" text, "userId" text, role text);
     INSERT INTO member VALUES ('1', 'northwind', 'user_ada', 'owner'),
@@ -268,7 +276,7 @@ class Members:
 
     async def role(self, tenant: str, user: str) -> Role:
         """Ask for a role."""
-        return await self.membership.role_of(TenantId(tenant), UserId(user))
+        return await self.membership.role_of(Account(TenantId(tenant), UserId(user)), ANYBODY)
 
 
 @pytest.fixture
@@ -298,6 +306,8 @@ async def test_roles_are_read_in_either_naming(members: Members, tables: str) ->
     assert await members.role("northwind", "user_mia") is Role.ADMIN
     assert await members.role("northwind", "user_eve") is Role.NONE
     assert await members.role("contoso", "user_ada") is Role.NONE
+    assert await members.membership.has_organization(TenantId("northwind"))
+    assert not await members.membership.has_organization(TenantId("contoso"))
     await members.owner.execute("DELETE FROM member")
     assert await members.role("northwind", "user_ada") is Role.NONE
 
@@ -322,6 +332,9 @@ async def test_a_table_that_is_not_there_is_not_a_no(members: Members) -> None:
 async def test_an_absent_database_is_not_a_no() -> None:
     """A refused connection makes no token, and no former member either."""
     url = Secret("postgresql://reader:password@127.0.0.1:9/auth")
+    account = Account(TenantId("northwind"), UserId("user_ada"))
     async with open_pool(url, application="test") as pool:
         with pytest.raises(MembershipUnavailable):
-            await PostgresMembership(pool).role_of(TenantId("northwind"), UserId("user_ada"))
+            await PostgresMembership(pool).role_of(account, ANYBODY)
+        with pytest.raises(MembershipUnavailable):
+            await PostgresMembership(pool).has_organization(account.tenant_id)

@@ -1,51 +1,38 @@
 """Identity over real mTLS gRPC, with a real Postgres and a stand-in auth server."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import aiohttp
 import asyncpg
 import pytest
 from grpc import aio
-from yarl import URL
 
 from interlock.identity.v1 import identity_pb2 as pb
-from interlock.identity.v1.identity_pb2_grpc import (
-    LinkServiceStub,
-    OffboardingServiceStub,
-    SessionServiceStub,
-    SubjectServiceStub,
-    WorkspaceServiceStub,
-)
-from interlock_chassis.client import open_channel, remote_errors
-from interlock_chassis.config import Environment
-from interlock_chassis.database import DatabasePlan, create_database
+from interlock_chassis.client import remote_errors
 from interlock_chassis.errors import Kind, RemoteError
-from interlock_chassis.secret import Secret
-from interlock_chassis.throwaway_ca import ThrowAwayCa
-from interlock_chassis.tls import TlsFiles
+from interlock_cli.identity_house import (
+    INSTALLATION,
+    PEERS,
+    STATE,
+    TEAM,
+    TIMEOUT_S,
+    House,
+    open_house,
+)
 from interlock_cli.scratch_databases import ScratchDatabases
-from interlock_identity.__main__ import running
-from interlock_identity.config import IdentitySettings
 from interlock_identity.domain.agents import Agent
-from interlock_identity.migrations import DATABASE
 from interlock_identity.rpc import CALLERS
-from interlock_sandbox.server import running as sandbox_running
-from interlock_sandbox.testing import example_config
 from interlock_tokens.families import Family
 from interlock_tokens.grants import AdminPurpose, Workspace
-from interlock_tokens.keysets import Keyset, generate_ed25519_key, generate_hs256_key
 from interlock_tokens.signing import (
+    renew_slack_grant,
     sign_admin_grant,
     sign_install_grant,
-    sign_slack_grant,
     sign_user_token,
 )
 from interlock_tokens.verifying import (
@@ -55,234 +42,14 @@ from interlock_tokens.verifying import (
     verify_user_token,
 )
 
-AUTH_DATABASE = DatabasePlan(
-    name="interlock_auth",
-    owner="interlock_auth_owner",
-    roles=("interlock_auth_reader",),
-    migrations="",
-)
-PEERS = ("gateway-edge", "gateway-worker", "token-vault", "operator", "runner")
-TIMEOUT_S = 5.0
-TEAM = Workspace("", "T0NORTHWIND", is_enterprise_install=False, app_id="A0INTERLOCK")
-INSTALLATION = "6f2b1d5e-0d5b-4c2e-9a57-3f1f7f0f9d10"
-STATE = "ab" * 32
-
-
-@dataclass
-class Keys:
-    """Every keyset of an installation, and one of a forger."""
-
-    edge: Keyset
-    identity: Keyset
-    user_tokens: Keyset
-    forger: Keyset
-    files: dict[str, Any]
-
-    @classmethod
-    def generate(cls) -> "Keys":
-        """Make new keys for everybody."""
-        grants = [Family.ADMIN_GRANT, Family.INSTALL_GRANT, Family.RENEWED_GRANT]
-        edge = _document(generate_ed25519_key("edge-1", [Family.SLACK_GRANT]))
-        identity = _document(generate_ed25519_key("identity-1", grants))
-        user_tokens = _document(generate_hs256_key("user-1", [Family.SLACK_USER]))
-        # The same key ids as the genuine ones.
-        forger = Keyset.join(
-            _keyset(_document(generate_ed25519_key("edge-1", [Family.SLACK_GRANT]))),
-            _keyset(_document(generate_ed25519_key("identity-1", grants))),
-        )
-        public = Keyset.join(_keyset(edge), _keyset(identity)).public()
-        files: dict[str, Any] = {
-            "grant_keys_file": identity,
-            "grant_public_keys_file": Secret(public),
-            "user_token_keys_file": user_tokens,
-        }
-        return cls(_keyset(edge), _keyset(identity), _keyset(user_tokens), forger, files)
-
-
-def _document(key: dict[str, object]) -> Secret[str]:
-    return Secret(json.dumps({"keys": [key]}))
-
-
-def _keyset(document: Secret[str]) -> Keyset:
-    return Keyset.from_json(document, variable="KEYS")
-
-
-@dataclass
-class House:
-    """A running identity, and every peer's way to call it."""
-
-    keys: Keys
-    channels: dict[str, aio.Channel]
-    auth_url: str
-    http: aiohttp.ClientSession
-    owner: "asyncpg.Connection[asyncpg.Record]"
-    cookies: dict[str, str] = field(default_factory=dict)
-
-    def sessions(self, caller: str = "gateway-edge") -> SessionServiceStub:
-        """Call `SessionService` as a peer."""
-        return SessionServiceStub(self.channels[caller])
-
-    def links(self, caller: str = "gateway-edge") -> LinkServiceStub:
-        """Call `LinkService` as a peer."""
-        return LinkServiceStub(self.channels[caller])
-
-    def workspaces(self, caller: str = "gateway-edge") -> WorkspaceServiceStub:
-        """Call `WorkspaceService` as a peer."""
-        return WorkspaceServiceStub(self.channels[caller])
-
-    def subjects(self, caller: str = "gateway-worker") -> SubjectServiceStub:
-        """Call `SubjectService` as a peer."""
-        return SubjectServiceStub(self.channels[caller])
-
-    def offboarding(self, caller: str = "operator") -> OffboardingServiceStub:
-        """Call `OffboardingService` as a peer."""
-        return OffboardingServiceStub(self.channels[caller])
-
-    async def session(self, person: str) -> pb.BrowserSession:
-        """Sign somebody in, once."""
-        if person not in self.cookies:
-            shown = await self.control("sign-in", person=person)
-            self.cookies[person] = f"{shown['name']}={shown['value']}"
-        return pb.BrowserSession(cookie=self.cookies[person], client_address="203.0.113.9")
-
-    async def control(self, what: str, **fields: object) -> Any:
-        """Ask the stand-in auth server for something that a person would do."""
-        url = f"{self.auth_url}/_control/{what}"
-        async with self.http.post(url, json=fields) as response:
-            assert response.status == 200, await response.text()
-            return await response.json()
-
-    def event_grant(self, keyset: Keyset | None = None, **changes: Any) -> str:
-        """Sign the grant of an event, as edge does."""
-        now = changes.pop("now", datetime.now(UTC))
-        claims: dict[str, Any] = {
-            "workspace": TEAM,
-            "slack_user_id": "U0MIA",
-            "slack_user_team_id": "T0NORTHWIND",
-            "event_key": "Ev1",
-            "event_type": "app_mention",
-            "body_sha256": "cd" * 32,
-            "event_at": now,
-            "is_stranger": False,
-            **changes,
-        }
-        signed = sign_slack_grant(keyset or self.keys.edge, now=now, jti=uuid4().hex, **claims)
-        return signed.reveal()
-
-    async def claim(self, person: str = "user_ada", **changes: Any) -> pb.ClaimWorkspaceResponse:
-        """Install the app for somebody's tenant, as edge and vault do together."""
-        issued = await self.sessions().IssueInstallGrant(
-            pb.IssueInstallGrantRequest(
-                session=await self.session(person),
-                state_sha256=STATE,
-                source=pb.INSTALL_SOURCE_DIRECT,
-            ),
-            timeout=TIMEOUT_S,
-        )
-        facts: dict[str, Any] = {
-            "installation_id": INSTALLATION,
-            "slack_team_id": "T0NORTHWIND",
-            "slack_app_id": "A0INTERLOCK",
-            "name": "Northwind",
-            **changes,
-        }
-        return await self.workspaces("token-vault").ClaimWorkspace(
-            pb.ClaimWorkspaceRequest(grant=issued.grant, **facts), timeout=TIMEOUT_S
-        )
-
-    async def code(self, email: str = "mia@northwind.example", **changes: Any) -> str:
-        """Make a link code for a Slack user, as the worker does."""
-        made = await self.links("gateway-worker").CreateLinkCode(
-            pb.CreateLinkCodeRequest(
-                grant=self.event_grant(**changes), slack_display_name="Mia", slack_email=email
-            ),
-            timeout=TIMEOUT_S,
-        )
-        return made.link_code
-
-    async def redeem(
-        self, person: str, code: str, *, confirmed: bool = False
-    ) -> pb.RedeemLinkCodeResponse:
-        """Redeem a link code, as edge does for a browser."""
-        request = pb.RedeemLinkCodeRequest(
-            session=await self.session(person),
-            link_code=code,
-            email_difference_confirmed=confirmed,
-        )
-        return await self.links().RedeemLinkCode(request, timeout=TIMEOUT_S)
-
-    async def token(self, grant: str, **fields: Any) -> pb.IssueUserTokenResponse:
-        """Ask for a user token, as the worker does."""
-        request = pb.IssueUserTokenRequest(grant=grant, **fields)
-        return await self.subjects().IssueUserToken(request, timeout=TIMEOUT_S)
-
-    async def count(self, table: str) -> int:
-        """Count the rows of a table."""
-        found = await self.owner.fetchval(f"SELECT count(*) FROM identity.{table}")  # noqa: S608 - the test's own words.
-        assert isinstance(found, int)
-        return found
+TRIAGE = Agent("support", "triage")
 
 
 @pytest.fixture
 async def house(cluster: ScratchDatabases, tmp_path: Path) -> AsyncIterator[House]:
     """Start identity with everything around it."""
-    keys = Keys.generate()
-    ca = ThrowAwayCa.create(tmp_path / "ca")
-    tls = {name: ca.issue(name, tmp_path / name) for name in (*PEERS, "identity")}
-    async with AsyncExitStack() as stack:
-        urls = await cluster.database(DATABASE)
-        owner = await asyncpg.connect(urls.owner.reveal())
-        stack.push_async_callback(owner.close)
-        auth_owner, auth_reader = await _auth_database(cluster)
-        config = example_config(membership_database_url=auth_owner)
-        sandbox = await stack.enter_async_context(sandbox_running(config))
-        settings = _settings(sandbox.auth, tls["identity"], keys).model_copy(
-            update={
-                "database_url_file": urls.roles["interlock_identity"],
-                "membership_database_url_file": auth_reader,
-            }
-        )
-        port = await stack.enter_async_context(running(settings))
-        channels = {
-            name: await stack.enter_async_context(
-                open_channel(f"127.0.0.1:{port}", tls[name], server="identity")
-            )
-            for name in PEERS
-        }
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield House(keys, channels, sandbox.auth, http, owner)
-
-
-async def _auth_database(cluster: ScratchDatabases) -> tuple[Secret[str], Secret[str]]:
-    roles = (AUTH_DATABASE.owner, *AUTH_DATABASE.roles)
-    urls = await create_database(
-        cluster.admin_url,
-        AUTH_DATABASE,
-        {role: Secret(uuid4().hex) for role in roles},
-        database=f"interlock_auth_{uuid4().hex}",
-    )
-    (reader,) = AUTH_DATABASE.roles
-    owner = await asyncpg.connect(urls.owner.reveal())
-    await owner.execute(f"GRANT USAGE ON SCHEMA public TO {reader}")
-    await owner.close()
-    return urls.owner, urls.roles[reader]
-
-
-def _settings(auth_url: str, tls: TlsFiles, keys: Keys) -> IdentitySettings:
-    placeholder = Secret("postgresql://role:password@127.0.0.1/database")
-    return IdentitySettings(
-        environment=Environment.DEVELOPMENT,
-        listen="127.0.0.1:0",
-        ops_listen="127.0.0.1:0",
-        tls_ca_file=tls.ca,
-        tls_cert_file=tls.cert,
-        tls_key_file=tls.key,
-        database_url_file=placeholder,
-        membership_database_url_file=placeholder,
-        auth_url=URL(auth_url),
-        default_agent=Agent("home", "any"),
-        **keys.files,
-    )
+    async with open_house(cluster, tmp_path) as house:
+        yield house
 
 
 @asynccontextmanager
@@ -428,6 +195,7 @@ async def test_defaults_are_set_and_read(house: House) -> None:
     """What an administrator sets answers the worker, with access where it was given."""
     workspace_id = (await house.claim()).workspace.workspace_id
     await house.redeem("user_mia", await house.code())
+    house.manage.agents.add(("northwind", TRIAGE))
     chosen = pb.AgentDefault(project_id="support", agent_id="triage", grant_access_to_members=True)
     await house.workspaces().SetAgentDefault(
         pb.SetAgentDefaultRequest(
@@ -485,16 +253,16 @@ async def test_a_code_works_once(house: House) -> None:
 
 
 async def test_of_many_redeems_at_once_one_links(house: House) -> None:
-    """Twenty browsers with one code make one link."""
+    """Fifty browsers of two people with one code make one link."""
     await house.claim()
     code = await house.code()
-    people = ["user_mia", "user_ben"] * 10
+    people = ["user_mia", "user_ben"] * 25
     for person in set(people):
         await house.session(person)
     outcomes = await asyncio.gather(
         *(_outcome(house.redeem(person, code, confirmed=True)) for person in people)
     )
-    assert sorted(outcomes) == ["LINK_CODE_SPENT"] * 19 + ["OK"]
+    assert sorted(outcomes) == ["LINK_CODE_SPENT"] * 49 + ["OK"]
     assert await house.count("work_app_slack_user_mappings") == 1
 
 
@@ -830,3 +598,280 @@ async def test_an_install_grant_says_what_edge_may_complete(house: House) -> Non
     request.session.CopyFrom(await house.session("user_mia"))
     call = house.sessions().IssueInstallGrant(request, timeout=TIMEOUT_S)
     assert await _outcome(call) == "ROLE_NOT_SUFFICIENT"
+
+
+# Default agents, as the platform shows them to an administrator.
+
+
+async def test_a_default_is_checked_as_the_administrator(house: House) -> None:
+    """The platform is asked with the browser's own session; what it does not show is refused."""
+    workspace_id = (await house.claim()).workspace.workspace_id
+    asked = house.manage.asked
+
+    async def choose(person: str, agent: Agent | None) -> str:
+        request = pb.SetAgentDefaultRequest(
+            session=await house.session(person), workspace_id=workspace_id
+        )
+        if agent:
+            request.agent_default.project_id = agent.project_id
+            request.agent_default.agent_id = agent.agent_id
+        return await _outcome(house.workspaces().SetAgentDefault(request, timeout=10))
+
+    assert await choose("user_ben", TRIAGE) == "AGENT_NOT_FOUND"
+    assert await choose("user_mia", TRIAGE) == "ROLE_NOT_SUFFICIENT"
+    assert await choose("user_ben", Agent("../../support", "triage")) == "AGENT_NOT_FOUND"
+    assert house.manage.asked == asked + 1
+    assert house.manage.tokens == []
+    house.manage.agents |= {("northwind", Agent("support", f"a{number}")) for number in range(150)}
+    house.manage.agents.add(("northwind", TRIAGE))
+    assert await choose("user_ben", TRIAGE) == "OK"
+    for status in (401, 302, 500, 503):
+        house.manage.status = status
+        assert await choose("user_ben", TRIAGE) == "PLATFORM_UNAVAILABLE"
+    for status in (403, 404):
+        house.manage.status = status
+        assert await choose("user_ben", TRIAGE) == "AGENT_NOT_FOUND"
+    assert await choose("user_ben", None) == "OK"
+
+
+async def test_the_operators_agent_is_offered_where_it_exists(house: House) -> None:
+    """An installing administrator who cannot see it takes it from the tenant's offer."""
+    house.manage.agents.clear()
+    await house.claim()
+    await house.redeem("user_mia", await house.code())
+    request = pb.ResolveAgentRequest(grant=house.event_grant(), channel_id="C0HELP")
+    resolved = await house.subjects().ResolveAgent(request, timeout=TIMEOUT_S)
+    assert resolved.source == pb.AGENT_SOURCE_UNSPECIFIED
+    house.manage.status = 503
+    await house.install_grant()
+    resolved = await house.subjects().ResolveAgent(request, timeout=TIMEOUT_S)
+    assert resolved.source == pb.AGENT_SOURCE_UNSPECIFIED
+    house.manage.status = 0
+    house.manage.agents.add(("northwind", Agent("home", "any")))
+    await house.install_grant()
+    resolved = await house.subjects().ResolveAgent(request, timeout=TIMEOUT_S)
+    assert (resolved.agent_id, resolved.source) == ("any", pb.AGENT_SOURCE_OPERATOR)
+
+
+async def test_without_a_platform_no_default_can_be_set(
+    cluster: ScratchDatabases, tmp_path: Path
+) -> None:
+    """Nobody knows the agent, so nobody is sent to it."""
+    async with open_house(cluster, tmp_path, manage_url=None) as house:
+        workspace_id = (await house.claim()).workspace.workspace_id
+        request = pb.SetAgentDefaultRequest(
+            session=await house.session("user_ben"),
+            workspace_id=workspace_id,
+            agent_default=pb.AgentDefault(project_id="support", agent_id="triage"),
+        )
+        call = house.workspaces().SetAgentDefault(request, timeout=10)
+        assert await _outcome(call) == "PLATFORM_UNAVAILABLE"
+
+
+# Policies and records.
+
+
+async def test_a_strict_tenant_refuses_other_addresses(
+    cluster: ScratchDatabases, tmp_path: Path
+) -> None:
+    """The confirm page learns it at once, and no confirmation helps."""
+    async with open_house(cluster, tmp_path, emails_must_match=("northwind",)) as house:
+        await house.claim()
+        for email in ("someone@northwind.example", ""):
+            code = await house.code(email=email)
+            assert await _outcome(house.describe("user_mia", code)) == "EMAIL_MUST_MATCH"
+            redeemed = house.redeem("user_mia", code, confirmed=True)
+            assert await _outcome(redeemed) == "EMAIL_MUST_MATCH"
+        await house.redeem("user_mia", await house.code())
+
+
+async def test_links_tokens_and_refusals_are_on_record(house: House) -> None:
+    """Who, whom, with which proof, when by the database's clock; and no text or token."""
+    workspace_id = (await house.claim()).workspace.workspace_id
+    code = await house.code()
+    await _outcome(house.redeem("user_olga", code))
+    redeemed = await house.redeem("user_mia", code)
+    issued = await house.token(house.event_grant())
+    renewed = await house.renew(house.event_grant())
+    edge = house.subjects("gateway-edge").IssueUserToken(
+        pb.IssueUserTokenRequest(grant="x"), timeout=TIMEOUT_S
+    )
+    assert await _outcome(edge) == "CALLER_NOT_ALLOWED"
+    await house.links("gateway-worker").UnlinkSelf(
+        pb.UnlinkSelfRequest(grant=house.event_grant()), timeout=TIMEOUT_S
+    )
+    rows = await house.owner.fetch("SELECT * FROM identity.audit_events ORDER BY id")
+    assert [(row["event"], row["outcome"], row["caller"]) for row in rows] == [
+        ("grant.issued", "ok", "gateway-edge"),
+        ("workspace.claimed", "ok", "token-vault"),
+        ("call.refused", "NOT_YOUR_TENANT", "gateway-edge"),
+        ("user.linked", "ok", "gateway-edge"),
+        ("token.issued", "ok", "gateway-worker"),
+        ("grant.renewed", "ok", "gateway-worker"),
+        ("call.refused", "CALLER_NOT_ALLOWED", "gateway-edge"),
+        ("user.unlinked", "ok", "gateway-worker"),
+    ]
+    now = datetime.now(UTC)
+    token = verify_user_token(issued.user_token, house.keys.user_tokens, now=now)
+    resume = verify_admin_grant(redeemed.resume_grant, house.keys.identity, now=now)
+    again = verify_slack_grant(renewed.grant, house.keys.identity, now=now)
+    assert [row["token_jti"] for row in rows[3:6]] == [resume.jti, token.jti, again.jti]
+    assert all(row["grant_jti"] for row in (rows[1], *rows[4:6], rows[7]))
+    assert [row["actor_id"] for row in rows[2:4]] == ["user_olga", "user_mia"]
+    for row in (rows[3], rows[4], rows[7]):
+        found = (row["tenant_id"], row["workspace_id"], row["user_id"], row["slack_user_id"])
+        assert found == ("northwind", workspace_id, "user_mia", "U0MIA")
+    written = " ".join(str(value) for row in rows for value in row.values())
+    for secret in (code, issued.user_token, redeemed.resume_grant, renewed.grant, "Mia", "@"):
+        assert secret not in written
+
+
+async def test_the_service_cannot_change_the_record(house: House) -> None:
+    """Its role adds rows, without choosing their time, and takes away old ones at most."""
+    await house.claim()
+    service = await asyncpg.connect(house.urls.roles["interlock_identity"].reveal())
+    try:
+        for statement in (
+            "UPDATE identity.audit_events SET outcome = 'ok'",
+            "DELETE FROM identity.audit_events",
+            "TRUNCATE identity.audit_events",
+            "INSERT INTO identity.audit_events (at) VALUES (now() - interval '1 year')",
+            "ALTER TABLE identity.audit_events DISABLE TRIGGER ALL",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await service.execute(statement)
+        before = await house.count("audit_events")
+        await house.owner.execute(
+            "UPDATE identity.audit_events SET at = at - interval '89 days' WHERE id = 1"
+        )
+        prune = "SELECT identity.prune_audit(interval '0 days', 100)"
+        assert await service.fetchval(prune) == 0
+        await house.owner.execute(
+            "UPDATE identity.audit_events SET at = at - interval '2 days' WHERE id = 1"
+        )
+        assert await service.fetchval(prune) == 1
+        assert await house.count("audit_events") == before - 1
+    finally:
+        await service.close()
+
+
+async def test_no_record_no_token(house: House) -> None:
+    """Where the record cannot be written nothing is given out, and nothing was done."""
+    await house.claim()
+    await house.redeem("user_mia", await house.code())
+    code = await house.code(slack_user_id="U0BEN")
+    await house.owner.execute("ALTER TABLE identity.audit_events RENAME TO lost")
+    for work in (
+        house.token(house.event_grant()),
+        house.renew(house.event_grant()),
+        house.redeem("user_ben", code, confirmed=True),
+        house.install_grant(),
+    ):
+        assert await _outcome(work) == "INTERNAL"
+    used = await house.owner.fetchval(
+        "SELECT max(last_used_at) FROM identity.work_app_slack_user_mappings"
+    )
+    assert used is None
+    assert await house.count("work_app_slack_user_mappings") == 1
+    await house.owner.execute("ALTER TABLE identity.lost RENAME TO audit_events")
+    await house.redeem("user_ben", code, confirmed=True)
+
+
+# Sweeping.
+
+
+async def test_the_sweep_ends_the_links_of_those_who_left(
+    cluster: ScratchDatabases, tmp_path: Path
+) -> None:
+    """Whoever is gone loses their links; a second replica does not sweep again meanwhile."""
+    async with open_house(cluster, tmp_path, absence_minutes=0) as house:
+        await house.claim()
+        await house.redeem("user_mia", await house.code())
+        await house.redeem("user_ben", await house.code(slack_user_id="U0BEN"), confirmed=True)
+        await house.leave("user_mia")
+        await house.identity.upkeep.run_due()
+        assert await house.count("work_app_slack_user_mappings") == 2
+        await house.owner.execute("DELETE FROM identity.upkeep")
+        await house.identity.upkeep.run_due()
+        left = await house.owner.fetch(
+            "SELECT inkeep_user_id FROM identity.work_app_slack_user_mappings"
+        )
+        assert [row["inkeep_user_id"] for row in left] == ["user_ben"]
+        assert await _outcome(house.token(house.event_grant())) == "USER_NOT_LINKED"
+
+
+# Who may show what.
+
+
+async def test_every_rpc_takes_the_proofs_that_it_names(house: House) -> None:
+    """Each kind of token at each RPC that takes one: a no is final, nothing falls through."""
+    await house.claim()
+    await house.redeem("user_mia", await house.code())
+    tokens = _one_token_of_each_kind(house)
+    event = {"slackGrant": "OK", "renewedGrant": "OK"}
+    subject = {**event, "resume": "OK", "adminGrant": "PURPOSE_NOT_GRANTED"}
+    admin = {"resume": "PURPOSE_NOT_GRANTED", "adminGrant": "PURPOSE_NOT_GRANTED"}
+    linking = {**admin, "slackGrant": "USER_ALREADY_LINKED", "renewedGrant": "USER_ALREADY_LINKED"}
+    services = "interlock.identity.v1"
+    expected = {
+        f"/{services}.SubjectService/ResolveUser": subject,
+        f"/{services}.SubjectService/ResolveAgent": subject,
+        f"/{services}.SubjectService/IssueUserToken": subject,
+        f"/{services}.SubjectService/RenewGrant": event,
+        f"/{services}.LinkService/CreateLinkCode": linking,
+        f"/{services}.WorkspaceService/ClaimWorkspace": {"installGrant": "OK"},
+        f"/{services}.LinkService/UnlinkSelf": {**admin, **event},
+    }
+    for method, outcomes in expected.items():
+        (caller,) = CALLERS[method]
+        call: aio.UnaryUnaryMultiCallable[bytes, bytes] = house.channels[caller].unary_unary(method)
+        for kind, token in tokens.items():
+            request = pb.ClaimWorkspaceRequest(grant=token)
+            if method.endswith("ClaimWorkspace"):
+                request.installation_id = INSTALLATION
+                request.slack_team_id, request.slack_app_id = "T0NORTHWIND", "A0INTERLOCK"
+            outcome = await _outcome(call(request.SerializeToString(), timeout=TIMEOUT_S))
+            assert (method, kind, outcome) == (method, kind, outcomes.get(kind, "INVALID_TOKEN"))
+
+
+def _one_token_of_each_kind(house: House) -> dict[str, str]:
+    now = datetime.now(UTC)
+    event = verify_slack_grant(house.event_grant(), house.keys.edge, now=now)
+    renewed = renew_slack_grant(house.keys.identity, now=now, jti="j1", grant=event)
+    admin: dict[str, Any] = {"tenant_id": "northwind", "user_id": "user_mia", "workspace": TEAM}
+    tokens = {
+        "slackGrant": house.event_grant(),
+        "renewedGrant": renewed.reveal(),
+        "resume": sign_admin_grant(
+            house.keys.identity,
+            now=now,
+            jti="j2",
+            purpose=AdminPurpose.RESUME,
+            slack_user_id="U0MIA",
+            **admin,
+        ).reveal(),
+        "adminGrant": sign_admin_grant(
+            house.keys.identity, now=now, jti="j3", purpose=AdminPurpose.HEALTH, **admin
+        ).reveal(),
+        "installGrant": sign_install_grant(
+            house.keys.identity,
+            now=now,
+            jti="j4",
+            tenant_id="northwind",
+            user_id="user_ada",
+            state_sha256=STATE,
+            source="direct",
+        ).reveal(),
+        "slackUser": sign_user_token(
+            house.keys.user_tokens,
+            now=now,
+            jti="j5",
+            user_id="user_mia",
+            tenant_id="northwind",
+            slack_team_id="T0NORTHWIND",
+            slack_user_id="U0MIA",
+        ).reveal(),
+        "nothing": "x",
+    }
+    assert {*tokens} >= {family.value for family in Family}
+    return tokens

@@ -10,6 +10,7 @@ import pytest
 from interlock_chassis.errors import ConfigError
 from interlock_chassis.secret import Secret
 from interlock_cli.scratch_databases import ScratchDatabases
+from interlock_sandbox.directory import PEOPLE
 from interlock_sandbox.membership import READER_ROLE
 from interlock_sandbox.server import running
 from interlock_sandbox.testing import example_config
@@ -65,7 +66,7 @@ async def test_tables_survive_a_restart(database: Secret[str]) -> None:
             pass
     connection = await asyncpg.connect(database.reveal())
     try:
-        assert await connection.fetchval("SELECT count(*) FROM member") == 4
+        assert await connection.fetchval("SELECT count(*) FROM member") == len(PEOPLE)
     finally:
         await connection.close()
 

@@ -15,10 +15,11 @@ from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_token_vault.adapters.journal import Journal, open_journal
 from interlock_token_vault.adapters.postgres import PostgresStore
 from interlock_token_vault.adapters.rows import Connection
-from interlock_token_vault.domain.audit import AuditEvent, Origin, find_first_break
+from interlock_token_vault.domain.audit import AuditEvent, Origin
+from interlock_token_vault.domain.audit_log import find_first_break
 from interlock_token_vault.domain.installation import ClientId, InstallationKey
 from interlock_token_vault.migrations import DATABASE, SCANNER_ROLE, VAULT_ROLE
-from interlock_token_vault.vault import DatabaseUnavailable, Loaded, Verdict
+from interlock_token_vault.vault import DatabaseUnavailable, Loaded, ReadTarget, Verdict
 
 KEY = InstallationKey(ClientId("client"), "A0APP", "", "T0TEAM")
 INSTALLATION = UUID(int=1)
@@ -261,7 +262,7 @@ async def test_a_chain_begins_by_saying_so(stage: Stage) -> None:
 async def test_readers_share_a_commit(stage: Stage) -> None:
     """What waits while a transaction runs goes into the next one together."""
     async with stage.journal() as (journal, store):
-        await asyncio.gather(*(journal.load_recorded(KEY, _judge) for _ in range(300)))
+        await asyncio.gather(*(journal.load_recorded(ReadTarget(KEY), _judge) for _ in range(300)))
         records = await store.list_audit_events(None, 1000, None)
     assert len(records) == 301
     assert len({record.at for record in records}) < 10
@@ -279,9 +280,9 @@ async def test_after_a_lost_commit_a_new_chain_names_the_old_end(stage: Stage) -
                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION vault.fail();
         """)
         with pytest.raises(DatabaseUnavailable):
-            await journal.load_recorded(KEY, _judge)
+            await journal.load_recorded(ReadTarget(KEY), _judge)
         await stage.admin.execute("DROP TRIGGER lose ON vault.audit_event")
-        verdict = await journal.load_recorded(KEY, _judge)
+        verdict = await journal.load_recorded(ReadTarget(KEY), _judge)
         assert verdict.event.outcome == "3"
         records = await store.list_audit_events(None, 10, None)
     started = records[1]
@@ -296,9 +297,9 @@ async def test_a_failure_before_the_commit_leaves_no_gap(stage: Stage) -> None:
         await journal.record([AuditEvent("token.read", ORIGIN)])
         await stage.admin.execute(f"REVOKE INSERT ON vault.audit_event FROM {VAULT_ROLE}")
         with pytest.raises(DatabaseUnavailable):
-            await journal.load_recorded(KEY, _judge)
+            await journal.load_recorded(ReadTarget(KEY), _judge)
         await stage.admin.execute(f"GRANT INSERT ON vault.audit_event TO {VAULT_ROLE}")
-        await journal.load_recorded(KEY, _judge)
+        await journal.load_recorded(ReadTarget(KEY), _judge)
         records = await store.list_audit_events(None, 10, None)
     assert [record.seq for record in records] == [3, 2, 1]
     assert find_first_break(reversed(records)) is None
@@ -307,7 +308,7 @@ async def test_a_failure_before_the_commit_leaves_no_gap(stage: Stage) -> None:
 async def test_the_journal_outlives_its_connections(stage: Stage) -> None:
     """When Postgres cuts every session, a read fails and the next one is served."""
     async with stage.journal() as (journal, _):
-        await journal.load_recorded(KEY, _judge)
+        await journal.load_recorded(ReadTarget(KEY), _judge)
         await stage.admin.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -319,7 +320,7 @@ async def test_the_journal_outlives_its_connections(stage: Stage) -> None:
 
 async def _outcome(journal: Journal) -> str:
     try:
-        verdict = await journal.load_recorded(KEY, _judge)
+        verdict = await journal.load_recorded(ReadTarget(KEY), _judge)
     except DatabaseUnavailable as error:
         return error.reason
     return verdict.event.outcome
@@ -328,7 +329,7 @@ async def _outcome(journal: Journal) -> str:
 async def test_a_reader_that_went_away_is_not_recorded(stage: Stage) -> None:
     """Who no longer waits is released nothing, so there is nothing to record."""
     async with stage.journal() as (journal, store):
-        reading = asyncio.create_task(journal.load_recorded(KEY, _judge))
+        reading = asyncio.create_task(journal.load_recorded(ReadTarget(KEY), _judge))
         await asyncio.sleep(0)  # Let it take its place in the queue.
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -340,7 +341,7 @@ async def test_a_reader_that_went_away_is_not_recorded(stage: Stage) -> None:
 async def test_a_closed_journal_settles_what_it_took_and_takes_no_more(stage: Stage) -> None:
     """At the end of a process nothing that was accepted is lost."""
     async with stage.journal() as (journal, _):
-        last = asyncio.create_task(journal.load_recorded(KEY, _judge))
+        last = asyncio.create_task(journal.load_recorded(ReadTarget(KEY), _judge))
         await asyncio.sleep(0)  # Let it take its place in the queue.
     assert (await last).event.outcome == "3"
     with pytest.raises(DatabaseUnavailable):
@@ -368,7 +369,7 @@ async def test_a_silent_database_fails_readers_in_time(stage: Stage) -> None:
     """A lock that nobody lifts does not hold readers past their budget of 2 s."""
     loop = asyncio.get_running_loop()
     async with stage.journal() as (journal, _):
-        await journal.load_recorded(KEY, _judge)
+        await journal.load_recorded(ReadTarget(KEY), _judge)
         async with stage.admin.transaction():
             await stage.admin.execute("LOCK TABLE vault.audit_event IN ACCESS EXCLUSIVE MODE")
             started = loop.time()

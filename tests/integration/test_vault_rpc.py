@@ -1,371 +1,45 @@
 """The vault over real mTLS gRPC, with a real Postgres and a stand-in Slack and identity."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from itertools import count
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-import asyncpg
 import grpc
 import pytest
-from aiohttp import encode_basic_auth, web
-from aiohttp.test_utils import TestServer
-from grpc import aio
-from yarl import URL
 
-from interlock.identity.v1 import identity_pb2, identity_pb2_grpc
 from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock.token_vault.v1 import token_vault_pb2_grpc as services
-from interlock_chassis.client import open_channel, remote_errors
-from interlock_chassis.config import Environment
-from interlock_chassis.errors import Kind, RemoteError, ServiceError
-from interlock_chassis.secret import Secret
-from interlock_chassis.server import RpcServer
-from interlock_chassis.throwaway_ca import ThrowAwayCa
+from interlock_chassis.errors import Kind, RemoteError
 from interlock_cli.scratch_databases import ScratchDatabases
+from interlock_cli.vault_house import (
+    CONTOSO,
+    GRID,
+    NORTHWIND,
+    SCOPES,
+    TIMEOUT_S,
+    VAULT,
+    Away,
+    House,
+    ask,
+    make_keyset,
+    open_house,
+    refusal,
+)
 from interlock_token_vault.__main__ import running
-from interlock_token_vault.adapters.kms_keys import WrappedKey
-from interlock_token_vault.adapters.memory import FakeKms
-from interlock_token_vault.config import VaultSettings
-from interlock_token_vault.domain.install import WorkspaceTaken
-from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
+from interlock_token_vault.migrations import VAULT_ROLE
 from interlock_tokens.errors import InvalidToken
 from interlock_tokens.families import Family
-from interlock_tokens.grants import AdminPurpose, Workspace
-from interlock_tokens.keysets import Keyset, generate_ed25519_key
-from interlock_tokens.signing import sign_admin_grant, sign_install_grant, sign_slack_grant
-
-if TYPE_CHECKING:
-    from asyncpg import Connection, Record
-
-CLIENT_ID, CLIENT_SECRET = "1111.2222", "example-client-secret"
-SCOPES = ("chat:write", "commands")
-REDIRECT = "https://interlock.example/work-apps/slack/oauth_redirect"
-NORTHWIND = Workspace("", "T0NORTHWIND", is_enterprise_install=False, app_id="A0INTERLOCK")
-CONTOSO = Workspace("", "T0CONTOSO", is_enterprise_install=False, app_id="A0INTERLOCK")
-GRID = Workspace("E0GRID", "", is_enterprise_install=True, app_id="A0INTERLOCK")
-TIMEOUT_S = 10.0
-IDENTITY = "interlock.identity.v1.WorkspaceService"
-VAULT = "interlock.token_vault.v1"
-PEERS = ("gateway-edge", "gateway-worker", "runner", "identity", "operator", "app/reports")
-
-
-@dataclass
-class Slack:
-    """Slack's three methods over HTTP; answers by code and by token."""
-
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    living: dict[str, dict[str, Any]] = field(default_factory=dict)
-    revoked: list[str] = field(default_factory=list)
-    exchanges: int = 0
-
-    def app(self) -> web.Application:
-        """Return the application that serves them."""
-        app = web.Application()
-        app.router.add_post("/api/oauth.v2.access", self._exchange)
-        app.router.add_post("/api/auth.test", self._test)
-        app.router.add_post("/api/auth.revoke", self._revoke)
-        return app
-
-    def give(self, code: str, token: str, workspace: Workspace, **changes: Any) -> None:
-        """Have a code exchanged for a living token."""
-        team = workspace.team_id and {"id": workspace.team_id, "name": "Northwind"}
-        enterprise = workspace.enterprise_id and {"id": workspace.enterprise_id, "name": "Grid"}
-        self.answers[code] = {
-            "ok": True,
-            "access_token": token,
-            "token_type": "bot",
-            "scope": ",".join(SCOPES),
-            "bot_user_id": "U0BOT",
-            "app_id": workspace.app_id,
-            "team": team or None,
-            "enterprise": enterprise or None,
-            "is_enterprise_install": workspace.is_enterprise_install,
-            **changes,
-        }
-        self.living[token] = {
-            "ok": True,
-            "team_id": workspace.team_id or workspace.enterprise_id,
-            "user_id": "U0BOT",
-            "is_enterprise_install": workspace.is_enterprise_install,
-        }
-
-    async def _exchange(self, request: web.Request) -> web.Response:
-        self.exchanges += 1
-        fields = await request.post()
-        if request.headers["Authorization"] != encode_basic_auth(CLIENT_ID, CLIENT_SECRET):
-            return web.json_response({"ok": False, "error": "bad_client_secret"})
-        if fields["redirect_uri"] != REDIRECT:
-            return web.json_response({"ok": False, "error": "bad_redirect_uri"})
-        refused = {"ok": False, "error": "invalid_code"}
-        return web.json_response(self.answers.pop(str(fields["code"]), refused))
-
-    async def _test(self, request: web.Request) -> web.Response:
-        dead = {"ok": False, "error": "invalid_auth"}
-        return web.json_response(self.living.get(_bearer(request), dead))
-
-    async def _revoke(self, request: web.Request) -> web.Response:
-        token = _bearer(request)
-        self.revoked.append(token)
-        del self.living[token]
-        return web.json_response({"ok": True, "revoked": True})
-
-
-def _bearer(request: web.Request) -> str:
-    return request.headers["Authorization"].removeprefix("Bearer ")
-
-
-class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
-    """Identity's claims: the first tenant of a workspace keeps it."""
-
-    def __init__(self, tenant_of: Mapping[str, str]) -> None:
-        self.tenant_of = tenant_of
-        self.claims: dict[tuple[str, str], str] = {}
-        self.error: ServiceError | None = None
-
-    async def ClaimWorkspace(  # noqa: N802 - gRPC's name.
-        self, request: identity_pb2.ClaimWorkspaceRequest, context: object
-    ) -> identity_pb2.ClaimWorkspaceResponse:
-        """Claim, or say that the workspace is taken."""
-        if self.error is not None:
-            raise self.error
-        place = (request.slack_enterprise_id, request.slack_team_id)
-        tenant = self.tenant_of[request.grant]
-        was_claimed = place in self.claims
-        if self.claims.setdefault(place, tenant) != tenant:
-            raise WorkspaceTaken
-        return identity_pb2.ClaimWorkspaceResponse(was_claimed=was_claimed)
-
-
-class WatchedKms(FakeKms):
-    """A KMS that can be held while it unwraps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def unwrap(self, key: WrappedKey, bound: bytes) -> Secret[bytes]:
-        """Unwrap, once the gate is open."""
-        self.asked.set()
-        await self.gate.wait()
-        return await super().unwrap(key, bound)
-
-
-class Away(ServiceError):
-    """Identity's database is away."""
-
-    kind = Kind.UNAVAILABLE
-    reason = "DATABASE_UNAVAILABLE"
-
-
-@dataclass
-class House:
-    """A running vault, and everybody around it."""
-
-    settings: VaultSettings
-    channels: Mapping[str, aio.Channel]
-    edge_keys: Keyset
-    identity_keys: Keyset
-    kms: WatchedKms
-    slack: Slack
-    identity: Identity
-    tenant_of: dict[str, str]
-    admin: "Connection[Record]"
-    numbers: "count[int]" = field(default_factory=lambda: count(1))
-
-    def installer(self, peer: str = "gateway-edge") -> services.InstallServiceStub:
-        """Return a peer's way to InstallService."""
-        return services.InstallServiceStub(self.channels[peer])
-
-    def tokens(self, peer: str = "gateway-worker") -> services.TokenServiceStub:
-        """Return a peer's way to TokenService."""
-        return services.TokenServiceStub(self.channels[peer])
-
-    def audit(self, peer: str = "gateway-edge") -> services.AuditServiceStub:
-        """Return a peer's way to AuditService."""
-        return services.AuditServiceStub(self.channels[peer])
-
-    @property
-    def unwraps(self) -> int:
-        """How often the KMS was asked to unwrap."""
-        return self.kms.faults.calls["kms.unwrap"]
-
-    def slack_grant(
-        self, workspace: Workspace = NORTHWIND, *, age: timedelta = timedelta(0)
-    ) -> str:
-        """Sign a slackGrant as edge does, some time ago."""
-        now = datetime.now(UTC) - age
-        return sign_slack_grant(
-            self.edge_keys,
-            now=now,
-            jti=f"event-{next(self.numbers)}",
-            workspace=workspace,
-            slack_user_id="U0MIA",
-            slack_user_team_id=workspace.team_id,
-            event_key="Ev0",
-            event_type="app_mention",
-            body_sha256="a" * 64,
-            event_at=now,
-            is_stranger=False,
-        ).reveal()
-
-    def admin_grant(self, purpose: AdminPurpose, workspace: Workspace = NORTHWIND) -> str:
-        """Sign an adminGrant as identity does."""
-        return sign_admin_grant(
-            self.identity_keys,
-            now=datetime.now(UTC),
-            jti=f"admin-{next(self.numbers)}",
-            workspace=workspace,
-            tenant_id="northwind",
-            user_id="user-ada",
-            purpose=purpose,
-            slack_user_id="U0MIA" if purpose is AdminPurpose.RESUME else "",
-        ).reveal()
-
-    def install_grant(self, tenant: str = "northwind") -> str:
-        """Sign an installGrant as identity does."""
-        grant = sign_install_grant(
-            self.identity_keys,
-            now=datetime.now(UTC),
-            jti=f"install-{next(self.numbers)}",
-            tenant_id=tenant,
-            user_id="user-ada",
-            state_sha256="b" * 64,
-            source="direct",
-        ).reveal()
-        self.tenant_of[grant] = tenant
-        return grant
-
-    async def complete(self, grant: str, code: str) -> pb.CompleteOAuthInstallResponse:
-        """Start and complete an install as edge does."""
-        await ask(self.installer().StartInstall(pb.StartInstallRequest(grant=grant), timeout=5))
-        request = pb.CompleteOAuthInstallRequest(grant=grant, code=code, redirect_uri=REDIRECT)
-        installed: pb.CompleteOAuthInstallResponse = await ask(
-            self.installer().CompleteOAuthInstall(request, timeout=TIMEOUT_S)
-        )
-        return installed
-
-    async def install(
-        self, token: str, workspace: Workspace = NORTHWIND, tenant: str = "northwind"
-    ) -> pb.CompleteOAuthInstallResponse:
-        """Install the app into a workspace."""
-        code = f"code.{next(self.numbers)}"
-        self.slack.give(code, token, workspace)
-        return await self.complete(self.install_grant(tenant), code)
-
-    async def read(self, grant: str, peer: str = "gateway-worker") -> pb.ReadBotTokenResponse:
-        """Read a bot token."""
-        request = pb.ReadBotTokenRequest(grant=grant)
-        released: pb.ReadBotTokenResponse = await ask(
-            self.tokens(peer).ReadBotToken(request, timeout=5)
-        )
-        return released
-
-    async def records(self, action: str) -> "list[Record]":
-        """Read the audit log's records of an action past the vault, oldest first."""
-        return await self.admin.fetch(
-            "SELECT * FROM vault.audit_event WHERE action = $1 ORDER BY at, seq", action
-        )
-
-
-async def ask(call: Awaitable[Any]) -> Any:
-    """Await a call, with a peer's error as RemoteError."""
-    with remote_errors():
-        return await call
-
-
-async def refusal(call: Awaitable[Any]) -> tuple[Kind, str]:
-    """Say how a call is refused."""
-    with pytest.raises(RemoteError) as refused:
-        await call
-    return refused.value.kind, refused.value.reason
-
-
-def _keyset(kid: str, *families: Family) -> Keyset:
-    document = json.dumps({"keys": [generate_ed25519_key(kid, families)]})
-    return Keyset.from_json(Secret(document), variable="KEYS")
-
-
-@asynccontextmanager
-async def _serving_identity(
-    identity: Identity, ca: ThrowAwayCa, folder: Path
-) -> AsyncIterator[int]:
-    methods = identity_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods
-    server = RpcServer(
-        listen="127.0.0.1:0",
-        tls=ca.issue("identity", folder),
-        callers={f"/{IDENTITY}/{each.name}": frozenset({"token-vault"}) for each in methods},
-        caps={},
-    )
-    server.add(identity_pb2_grpc.add_WorkspaceServiceServicer_to_server, identity, IDENTITY)
-    port = await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(timedelta(0))
+from interlock_tokens.grants import AdminPurpose
 
 
 @pytest.fixture
 async def house(cluster: ScratchDatabases, tmp_path: Path) -> AsyncIterator[House]:
     """Give a running vault with nothing installed."""
-    ca = ThrowAwayCa.create(tmp_path / "ca")
-    edge_keys = _keyset("edge-1", Family.SLACK_GRANT)
-    identity_keys = _keyset(
-        "identity-1", Family.ADMIN_GRANT, Family.INSTALL_GRANT, Family.RENEWED_GRANT
-    )
-    urls = await cluster.database(DATABASE)
-    tenant_of: dict[str, str] = {}
-    slack, kms = Slack(), WatchedKms()
-    identity = Identity(tenant_of)  # type: ignore[abstract] # The vault calls no more of it.
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(TestServer(slack.app(), host="127.0.0.1"))
-        identity_port = await stack.enter_async_context(
-            _serving_identity(identity, ca, tmp_path / "tls")
-        )
-        tls = ca.issue("token-vault", tmp_path / "tls")
-        settings = VaultSettings(
-            environment=Environment.DEVELOPMENT,
-            listen="127.0.0.1:0",
-            ops_listen="127.0.0.1:0",
-            tls_ca_file=tls.ca,
-            tls_cert_file=tls.cert,
-            tls_key_file=tls.key,
-            database_url_file=urls.roles[VAULT_ROLE],
-            slack_client_id=CLIENT_ID,
-            slack_client_secret_file=Secret(CLIENT_SECRET),
-            slack_api_url=URL(str(server.make_url("/api/"))),
-            slack_url=URL("https://slack.example"),
-            slack_bot_scopes=SCOPES,
-            grant_public_keys_file=Secret(Keyset.join(edge_keys, identity_keys).public()),
-            kms="local",
-            local_keyset_file=tmp_path / "unused",
-            fingerprint_key_file=Secret("f" * 32),
-            identity_address=f"127.0.0.1:{identity_port}",
-        )
-        port = await stack.enter_async_context(running(settings, kms))
-        channels = {
-            peer: await stack.enter_async_context(
-                open_channel(
-                    f"127.0.0.1:{port}", ca.issue(peer, tmp_path / "tls"), server="token-vault"
-                )
-            )
-            for peer in PEERS
-        }
-        admin = await asyncpg.connect(
-            cluster.admin_url.reveal(), database=urlsplit(urls.owner.reveal()).path.strip("/")
-        )
-        stack.push_async_callback(admin.close)
-        yield House(
-            settings, channels, edge_keys, identity_keys, kms, slack, identity, tenant_of, admin
-        )
+    async with open_house(cluster, tmp_path) as house:
+        yield house
 
 
 async def test_an_install_ends_in_a_readable_token(house: House) -> None:
@@ -510,8 +184,8 @@ async def test_a_worker_without_a_grant_gets_nothing(house: House) -> None:
 async def test_grants_that_do_not_verify_are_refused_and_recorded(house: House) -> None:
     """GV-04, GV-06, I12: expired, forged, changed, or of another family: one same refusal."""
     await house.install("xoxb-northwind")
-    forger = replace(house, edge_keys=_keyset("edge-1", Family.SLACK_GRANT))
-    unknown = replace(house, edge_keys=_keyset("edge-9", Family.SLACK_GRANT))
+    forger = replace(house, edge_keys=make_keyset("edge-1", Family.SLACK_GRANT))
+    unknown = replace(house, edge_keys=make_keyset("edge-9", Family.SLACK_GRANT))
     good = house.slack_grant()
     head, body, signature = good.split(".")
     flipped = ("B" if signature[9] == "A" else "A").join((signature[:9], signature[10:]))
@@ -718,18 +392,13 @@ async def test_a_page_token_that_is_not_ours_is_refused(house: House, token: str
 
 async def test_what_is_not_served_yet_says_so(house: House) -> None:
     """Every other RPC of the contract is UNIMPLEMENTED for those who may call it."""
-    worker, app, operator = (
-        house.tokens(),
-        house.channels["app/reports"],
-        house.channels["operator"],
-    )
-    store, keys = services.InstallationStoreServiceStub(app), services.OperatorServiceStub(operator)
+    worker = house.tokens()
     calls: list[Awaitable[Any]] = [
-        worker.ReadUserToken(pb.ReadUserTokenRequest(grant="x"), timeout=5),
         worker.ApplyRevocation(pb.ApplyRevocationRequest(grant="x"), timeout=5),
         worker.Uninstall(pb.UninstallRequest(grant="x"), timeout=5),
-        store.FindBot(pb.FindBotRequest(), timeout=5),
-        keys.ListKeys(pb.ListKeysRequest(), timeout=5),
+        house.operator().ImportToken(
+            pb.ImportTokenRequest(tenant_id="x", bot_token="x"), timeout=5
+        ),
         house.installer().CompleteNangoInstall(
             pb.CompleteNangoInstallRequest(grant="x", provider_config_key="x", connection_id="x"),
             timeout=5,
@@ -737,6 +406,54 @@ async def test_what_is_not_served_yet_says_so(house: House) -> None:
     ]
     for call in calls:
         assert (await refusal(ask(call)))[0] is Kind.UNIMPLEMENTED
+
+
+async def test_a_user_without_a_token_is_told_so(house: House) -> None:
+    """A user's own token is looked for under the grant's user, and the bot's is not it."""
+    await house.install("xoxb-northwind")
+    request = pb.ReadUserTokenRequest(grant=house.slack_grant())
+    assert await refusal(ask(house.tokens().ReadUserToken(request, timeout=5))) == (
+        Kind.NOT_FOUND,
+        "USER_TOKEN_NOT_FOUND",
+    )
+    (record,) = await house.records("token.refused")
+    assert (record["token_kind"], record["subject"]) == ("user", "U0MIA")
+    request = pb.ReadUserTokenRequest(grant=house.admin_grant(AdminPurpose.HEALTH))
+    assert await refusal(ask(house.tokens().ReadUserToken(request, timeout=5))) == (
+        Kind.UNAUTHENTICATED,
+        "INVALID_TOKEN",
+    )
+
+
+async def test_a_freeze_stops_releases_at_once(house: House) -> None:
+    """What is asked after the switch is refused, though the data key is warm; all is recorded."""
+    installed = await house.install("xoxb-northwind")
+    await house.install("xoxb-contoso", CONTOSO, "contoso")
+    await house.read(house.slack_grant())
+    for installation_id in (installed.installation.installation_id, ""):
+        request = pb.SetFreezeRequest(installation_id=installation_id, frozen=True, note="leak")
+        await ask(house.operator().SetFreeze(request, timeout=5))
+        assert await refusal(house.read(house.slack_grant())) == (
+            Kind.PRECONDITION,
+            "RELEASES_FROZEN",
+        )
+    assert (await refusal(house.read(house.slack_grant(CONTOSO))))[1] == "RELEASES_FROZEN"
+    for installation_id in (installed.installation.installation_id, ""):
+        request = pb.SetFreezeRequest(installation_id=installation_id, frozen=False, note="over")
+        await ask(house.operator().SetFreeze(request, timeout=5))
+    assert (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
+    frozen = await house.records("releases.frozen")
+    assert [(each["actor"], each["purpose"]) for each in frozen] == [("operator", "leak")] * 2
+    assert len(await house.records("releases.resumed")) == 2
+
+
+@pytest.mark.parametrize("installation_id", ["x", "00000000-0000-0000-0000-000000000009"])
+async def test_a_freeze_of_nothing_is_refused(house: House, installation_id: str) -> None:
+    """An operator who mistypes an id learns so, rather than trusting a switch that does nothing."""
+    request = pb.SetFreezeRequest(installation_id=installation_id, frozen=True, note="leak")
+    kind, _ = await refusal(ask(house.operator().SetFreeze(request, timeout=5)))
+    assert kind in {Kind.INVALID, Kind.NOT_FOUND}
+    assert await house.records("releases.frozen") == []
 
 
 async def test_identity_away_is_told_and_a_repeat_finishes(house: House) -> None:
@@ -774,7 +491,8 @@ async def test_a_new_process_finishes_what_another_left(house: House) -> None:
         "IDENTITY_UNAVAILABLE"
     )
     house.identity.error = None
-    async with running(house.settings, house.kms):
+    settings = house.settings.model_copy(update={"ops_listen": "127.0.0.1:0"})
+    async with running(settings, house.kms):
         pass  # A process that stops lets the sweep it has begun come to its end.
     assert (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
     (resumed,) = await house.records("install.resumed")

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from interlock_cli import audit_commands, backup_commands, identity_commands, key_commands
+
 app = typer.Typer(
     name="interlock",
     help="Run Interlock on one machine.",
@@ -15,6 +17,15 @@ app = typer.Typer(
 )
 
 _DATA_DIR = Path(".interlock")
+
+app.add_typer(audit_commands.app, name="audit")
+app.add_typer(key_commands.app, name="keys")
+app.add_typer(identity_commands.app, name="identity")
+app.command()(key_commands.freeze)
+app.command()(key_commands.unfreeze)
+app.command()(backup_commands.backup)
+app.command()(backup_commands.restore)
+app.command()(backup_commands.release_hold)
 
 
 @app.callback()

@@ -12,6 +12,12 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
+AUDIT_CHECKPOINTS = "audit-checkpoints"
+"""Folder with the vault's signed statements of how long its audit log was."""
+
+AUDIT_PUBLIC_KEY = "audit-checkpoint.public.pem"
+"""Key file that verifies them."""
+
 _LOCK = "lock"
 _PORTS = "ports.json"
 # A killed launcher's processes end within moments; a running one's do not.

@@ -9,16 +9,22 @@ from pathlib import Path
 from interlock_chassis.database import DatabasePlan, DatabaseUrls
 from interlock_chassis.secret import Secret
 from interlock_chassis.throwaway_ca import ThrowAwayCa
-from interlock_cli.data_folder import DataFolder, write_private
+from interlock_cli.data_folder import (
+    AUDIT_CHECKPOINTS,
+    AUDIT_PUBLIC_KEY,
+    DataFolder,
+    write_private,
+)
 from interlock_cli.slack_credentials import SlackCredentials
 from interlock_cli.supervisor import Program, inherited_environ
 from interlock_gateway.migrations import DATABASE as GATEWAY_DATABASE
 from interlock_gateway.migrations import EDGE_ROLE, WORKER_ROLE
 from interlock_identity.migrations import DATABASE as IDENTITY_DATABASE
 from interlock_sandbox.membership import READER_ROLE
+from interlock_token_vault.adapters.checkpoints import Ed25519Signer, create_checkpoint_key
 from interlock_token_vault.adapters.local_kms import create_keyset
 from interlock_token_vault.migrations import DATABASE as VAULT_DATABASE
-from interlock_token_vault.migrations import VAULT_ROLE
+from interlock_token_vault.migrations import SCANNER_ROLE, VAULT_ROLE
 from interlock_tokens.families import Family
 from interlock_tokens.keysets import Keyset, generate_ed25519_key, generate_hs256_key
 
@@ -83,6 +89,7 @@ class _Keys:
     local_kms: Path
     csrf: Path
     fingerprint: Path
+    audit_checkpoints: Path
     auth_cookie: Path
 
 
@@ -182,6 +189,10 @@ class _Product:
             "KMS": "local",
             "LOCAL_KEYSET_FILE": self._keys.local_kms,
             "FINGERPRINT_KEY_FILE": self._keys.fingerprint,
+            "AUDIT_CHECKPOINT_KEY_FILE": self._keys.audit_checkpoints,
+            "AUDIT_CHECKPOINT_DIR": self._data.folder(AUDIT_CHECKPOINTS),
+            "SCANNER_DATABASE_URL_FILE": self._url_file(VAULT_DATABASE, SCANNER_ROLE),
+            "SPOOL_DIR": self._data.folder("vault-spool"),
             "IDENTITY_ADDRESS": self._address("identity"),
         }
         if self._credentials is None:
@@ -285,6 +296,9 @@ def _make_keys(data: DataFolder) -> _Keys:
     local_kms = data.folder("keys") / "local-kms.json"
     if not local_kms.is_file():
         create_keyset(local_kms)
+    audit = data.keep("audit-checkpoint.pem", create_checkpoint_key)
+    signer = Ed25519Signer.from_pem(Secret.from_file(audit, variable=str(audit), document=True))
+    data.put(AUDIT_PUBLIC_KEY, signer.public_pem)
     public = Keyset.join(*(_read_keyset(path) for path in (edge, identity))).public()
     return _Keys(
         edge_grants=edge,
@@ -296,6 +310,7 @@ def _make_keys(data: DataFolder) -> _Keys:
         local_kms=local_kms,
         csrf=data.keep_random("csrf"),
         fingerprint=data.keep_random("fingerprint"),
+        audit_checkpoints=audit,
         auth_cookie=data.keep_random("sandbox-auth-cookie"),
     )
 

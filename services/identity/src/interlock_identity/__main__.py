@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,64 +11,81 @@ from datetime import timedelta
 
 import aiohttp
 import structlog
-from asyncpg import Pool, Record
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from interlock_chassis.clock import SystemClock
 from interlock_chassis.config import MigrationSettings
 from interlock_chassis.database import migrate, open_engine, open_pool
+from interlock_chassis.errors import ConfigError
 from interlock_chassis.ops import ops_server
 from interlock_chassis.process import run_process
 from interlock_chassis.server import RpcServer
-from interlock_identity.adapters.auth_http import HttpAuthServer
+from interlock_identity.adapters.auth_http import HttpAuthServer, SessionCookie
 from interlock_identity.adapters.membership_postgres import PostgresMembership
+from interlock_identity.adapters.platform_http import (
+    ManageApi,
+    NoPlatform,
+    PathStyle,
+    PlatformAgents,
+    PlatformMembership,
+)
 from interlock_identity.adapters.postgres import PostgresStore
+from interlock_identity.adapters.postgres_audit import PostgresAuditLog
+from interlock_identity.adapters.postgres_upkeep import PostgresUpkeep
+from interlock_identity.auditing import AuditTrail
 from interlock_identity.config import IdentitySettings
-from interlock_identity.issuing import Issuing, RememberedMembership
+from interlock_identity.issuing import Issuing
 from interlock_identity.linking import Linking
+from interlock_identity.membership import MembershipSource, RememberedMembership
 from interlock_identity.migrations import DATABASE
-from interlock_identity.rpc import CALLERS, add_services
+from interlock_identity.offboarding import Offboarding
+from interlock_identity.retention import Retention
+from interlock_identity.rpc import CALLERS, CAPS, add_services, record_refusals
 from interlock_identity.sessions import Sessions
+from interlock_identity.upkeep import Upkeep
 from interlock_identity.workspaces import Workspaces
 from interlock_tokens.families import Family
 from interlock_tokens.keysets import Keyset
 
 _NAME = "identity"
 # Above every deadline of our callers.
-_GRACE = timedelta(seconds=6)
+_GRACE = timedelta(seconds=11)
+# How late a due task may be, and the rest of a flood of refusals be recorded.
+_TICK = timedelta(seconds=5)
 _ID_BYTES = 16
 
 
+@dataclass(frozen=True)
+class Running:
+    """A running identity.
+
+    Attributes:
+        port: The gRPC port.
+        upkeep: The recurring work, which runs by itself besides.
+    """
+
+    port: int
+    upkeep: Upkeep
+
+
 @asynccontextmanager
-async def running(settings: IdentitySettings) -> AsyncIterator[int]:
-    """Serve identity until the block ends; yields the gRPC port.
+async def running(settings: IdentitySettings) -> AsyncIterator[Running]:
+    """Serve identity until the block ends.
 
     Raises:
         ConfigError: A keyset cannot be used, or an address is not free.
     """
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            open_engine(settings.database_url_file, application=_NAME)
-        )
-        membership = await stack.enter_async_context(
-            open_pool(
-                settings.membership_database_url_file,
-                application=_NAME,
-                server_settings={"default_transaction_read_only": "on"},
-            )
-        )
-        http = await stack.enter_async_context(
-            # One person's cookie must never be sent for another.
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
-        )
-        store = PostgresStore(engine)
-        server = build_server(settings, store, membership, http)
+        parts = await _put_together(settings, stack)
+        server, upkeep = parts.server(), parts.upkeep()
         port = await server.start()
         stack.push_async_callback(server.stop, _GRACE)
         ops_port = await stack.enter_async_context(
-            ops_server(settings.ops_listen, store.require_ready)
+            ops_server(settings.ops_listen, parts.store.require_ready)
         )
+        await stack.enter_async_context(_recurring(upkeep, parts.trail))
         structlog.get_logger().info("identity_listening", port=port, ops_port=ops_port)
-        yield port
+        yield Running(port, upkeep)
 
 
 async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
@@ -106,53 +124,173 @@ def load_keysets(settings: IdentitySettings) -> Keysets:
     return keysets
 
 
-def build_server(
-    settings: IdentitySettings,
-    store: PostgresStore,
-    membership: "Pool[Record]",
-    http: aiohttp.ClientSession,
-) -> RpcServer:
-    """Put the process together around its connections.
+class _Parts:
+    """What the process is made of, around its connections."""
 
-    Raises:
-        ConfigError: A keyset cannot be used.
-    """
-    clock, keysets = SystemClock(), load_keysets(settings)
-    server = RpcServer(listen=settings.listen, tls=settings.tls, callers=CALLERS, caps={})
-    add_services(
-        server,
-        sessions=Sessions(
-            source=HttpAuthServer(http, settings.auth_url, settings.session_cookie_name),
-            people=store,
-            workspaces=store,
-            grant_keys=keysets.grants,
-            clock=clock,
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        *,
+        engine: AsyncEngine,
+        http: aiohttp.ClientSession,
+        manage: ManageApi | None,
+        membership: MembershipSource,
+    ) -> None:
+        self._settings = settings
+        self._http = http
+        self._manage = manage
+        self._membership = membership
+        self._clock = SystemClock()
+        self._keys = load_keysets(settings)
+        self._cookie = SessionCookie(settings.session_cookie_name)
+        self._audit = PostgresAuditLog(engine)
+        self._upkeep_store = PostgresUpkeep(engine)
+        self.store = PostgresStore(engine)
+        self.trail = AuditTrail(self._audit, self._clock)
+        self.offboarding = Offboarding(
+            store=self._upkeep_store,
+            membership=membership,
+            grace=timedelta(minutes=settings.absence_minutes),
+        )
+
+    def server(self) -> RpcServer:
+        server = RpcServer(
+            listen=self._settings.listen,
+            tls=self._settings.tls,
+            callers=CALLERS,
+            caps=CAPS,
+            on_refused=record_refusals(self.trail),
+        )
+        add_services(
+            server,
+            sessions=self._sessions(),
+            linking=self._linking(),
+            workspaces=self._workspaces(),
+            issuing=self._issuing(),
+            offboarding=self.offboarding,
+            trail=self.trail,
+            grant_public_keys=self._keys.public_grants,
+            clock=self._clock,
+        )
+        return server
+
+    def upkeep(self) -> Upkeep:
+        retention = Retention(store=self._upkeep_store, keeping=self._settings.keeping)
+        return Upkeep(
+            turns=self._upkeep_store,
+            tasks={"sweep": self.offboarding.sweep, "clean": retention.clean},
+            every=timedelta(minutes=self._settings.upkeep_minutes),
+            clock=self._clock,
+        )
+
+    def _sessions(self) -> Sessions:
+        return Sessions(
+            source=HttpAuthServer(self._http, self._settings.auth_url, self._cookie),
+            people=self.store,
+            workspaces=self.store,
+            audit=self._audit,
+            grant_keys=self._keys.grants,
+            clock=self._clock,
             new_id=_new_id,
-        ),
-        linking=Linking(
-            workspaces=store,
-            links=store,
-            grant_keys=keysets.grants,
-            clock=clock,
+        )
+
+    def _linking(self) -> Linking:
+        return Linking(
+            workspaces=self.store,
+            links=self.store,
+            grant_keys=self._keys.grants,
+            emails=self._settings.emails,
+            clock=self._clock,
             new_id=_new_id,
             entropy=secrets.token_bytes,
-        ),
-        workspaces=Workspaces(workspaces=store, new_id=_new_id),
-        issuing=Issuing(
-            workspaces=store,
-            links=store,
-            membership=RememberedMembership(PostgresMembership(membership), clock),
-            grant_keys=keysets.grants,
-            user_token_keys=keysets.user_tokens,
-            default_agent=settings.default_agent,
-            clock=clock,
+        )
+
+    def _workspaces(self) -> Workspaces:
+        manage = self._manage
+        return Workspaces(
+            workspaces=self.store,
+            agents=PlatformAgents(manage, self._cookie) if manage else NoPlatform(),
+            operator_agent=self._settings.default_agent,
             new_id=_new_id,
-        ),
-        people=store,
-        grant_public_keys=keysets.public_grants,
-        clock=clock,
+        )
+
+    def _issuing(self) -> Issuing:
+        life = timedelta(seconds=self._settings.membership_cache_seconds)
+        return Issuing(
+            workspaces=self.store,
+            links=self.store,
+            membership=RememberedMembership(self._membership, self._clock, life=life),
+            audit=self._audit,
+            grant_keys=self._keys.grants,
+            user_token_keys=self._keys.user_tokens,
+            default_agent=self._settings.default_agent,
+            clock=self._clock,
+            new_id=_new_id,
+        )
+
+
+async def _put_together(settings: IdentitySettings, stack: AsyncExitStack) -> _Parts:
+    """Open the connections, which the stack closes, and put the process around them."""
+    engine = await stack.enter_async_context(
+        open_engine(settings.database_url_file, application=_NAME)
     )
-    return server
+    http = await stack.enter_async_context(
+        # One person's cookie must never be sent for another.
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+    )
+    manage = _manage_api(settings, http)
+    membership = await _open_membership(settings, stack, manage)
+    parts = _Parts(settings, engine=engine, http=http, manage=manage, membership=membership)
+    stack.push_async_callback(parts.trail.flush, all_of_them=True)
+    return parts
+
+
+def _manage_api(settings: IdentitySettings, http: aiohttp.ClientSession) -> ManageApi | None:
+    if settings.manage_url is None:
+        return None
+    return ManageApi(http, settings.manage_url, PathStyle(settings.manage_path_style))
+
+
+async def _open_membership(
+    settings: IdentitySettings, stack: AsyncExitStack, manage: ManageApi | None
+) -> MembershipSource:
+    if settings.membership_source == "platform":
+        if manage is None:
+            raise ConfigError("INTERLOCK_MANAGE_URL", "required, but not set")
+        user_tokens = load_keysets(settings).user_tokens
+        return PlatformMembership(manage, user_tokens, SystemClock(), _new_id)
+    if settings.membership_database_url_file is None:
+        raise ConfigError("INTERLOCK_MEMBERSHIP_DATABASE_URL_FILE", "required, but not set")
+    pool = await stack.enter_async_context(
+        open_pool(
+            settings.membership_database_url_file,
+            application=_NAME,
+            server_settings={"default_transaction_read_only": "on"},
+        )
+    )
+    return PostgresMembership(pool)
+
+
+@asynccontextmanager
+async def _recurring(upkeep: Upkeep, trail: AuditTrail) -> AsyncIterator[None]:
+    """Do the recurring work beside the block."""
+    stopping = asyncio.Event()
+
+    async def tick() -> None:
+        while not stopping.is_set():
+            await upkeep.run_due()
+            await trail.flush()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _TICK.total_seconds())
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        # Drivers may swallow a cancellation that comes while they connect; the event stays.
+        stopping.set()
+        ticking.cancel()
+        await asyncio.wait([ticking])
 
 
 async def bring_up_to_date(settings: MigrationSettings, _: asyncio.Event) -> None:

@@ -1,16 +1,18 @@
 """The account behind a Slack event, and short-lived tokens that act as it.
 
-Whether the account still belongs to the tenant is asked before every token.
+Whether the account still belongs to the tenant is asked before every token,
+and a token counts its life from the moment of asking: nobody acts longer than
+that life after they left.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_identity.auditing import AuditLog
 from interlock_identity.domain.agents import (
     Agent,
     AgentDefault,
@@ -18,11 +20,13 @@ from interlock_identity.domain.agents import (
     find_default,
     resolve_agent,
 )
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import UserMapping
-from interlock_identity.domain.people import Role, TenantId, UserId
+from interlock_identity.domain.people import TenantId
 from interlock_identity.domain.requester import Requester, key_of
 from interlock_identity.domain.workspaces import Workspace
 from interlock_identity.linking import LinkStore
+from interlock_identity.membership import RememberedMembership
 from interlock_identity.workspaces import WorkspaceNotFound, WorkspaceStore
 from interlock_tokens.errors import InvalidToken
 from interlock_tokens.families import FAMILIES, Family
@@ -34,11 +38,6 @@ from interlock_tokens.signing import renew_slack_grant, sign_user_token
 EVENT_LIFE = timedelta(hours=24)
 # Slack's signature window; an event further ahead of us would outlive its day.
 CLOCK_SKEW = timedelta(minutes=5)
-# With the token's own 5 min, somebody who left acts for 6 min at the most; the rule is that
-# no token is issued 5 min after.
-MEMBERSHIP_LIFE = timedelta(seconds=60)
-# About 2 MB.
-MEMBERSHIPS_KEPT = 10_000
 
 
 class UserNotLinked(ServiceError):
@@ -55,13 +54,6 @@ class NoLongerAMember(ServiceError):
     reason = "NO_LONGER_A_MEMBER"
 
 
-class MembershipUnavailable(ServiceError):
-    """Nobody can say now who belongs to the organization."""
-
-    kind = Kind.UNAVAILABLE
-    reason = "MEMBERSHIP_UNAVAILABLE"
-
-
 class EventTooOld(ServiceError):
     """The event happened more than 24 hours ago."""
 
@@ -74,56 +66,6 @@ class WorkspaceReleased(ServiceError):
 
     kind = Kind.PRECONDITION
     reason = "WORKSPACE_RELEASED"
-
-
-class MembershipSource(Protocol):
-    """Who belongs to which organization."""
-
-    async def role_of(self, tenant_id: TenantId, user_id: UserId) -> Role:
-        """Say what a person is in an organization; NONE for a stranger to it.
-
-        Raises:
-            MembershipUnavailable: The source does not answer, or not as agreed.
-        """
-        ...
-
-
-class RememberedMembership:
-    """Ask a membership source once a minute for each person.
-
-    Only a yes is remembered: whoever joins can act at once, and whoever leaves
-    cannot after `life`. A failure is never papered over with an older yes.
-    """
-
-    def __init__(
-        self,
-        source: MembershipSource,
-        clock: Clock,
-        *,
-        life: timedelta = MEMBERSHIP_LIFE,
-        kept: int = MEMBERSHIPS_KEPT,
-    ) -> None:
-        self._source = source
-        self._clock = clock
-        self._life_s = life.total_seconds()
-        self._kept = kept
-        self._roles: dict[tuple[TenantId, UserId], tuple[float, Role]] = {}
-
-    async def role_of(self, tenant_id: TenantId, user_id: UserId) -> Role:
-        """Say what a person is in an organization; see `MembershipSource`."""
-        account = (tenant_id, user_id)
-        asked_at = self._clock.monotonic()
-        at, role = self._roles.get(account, (0.0, Role.NONE))
-        if role.is_member and asked_at - at < self._life_s:
-            return role
-        self._roles.pop(account, None)
-        role = await self._source.role_of(tenant_id, user_id)
-        if role.is_member:
-            # From the moment of asking: the answer may have been true only then.
-            self._roles[account] = (asked_at, role)
-            if len(self._roles) > self._kept:
-                del self._roles[next(iter(self._roles))]
-        return role
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +102,8 @@ class Issuing:
         *,
         workspaces: WorkspaceStore,
         links: LinkStore,
-        membership: MembershipSource,
+        membership: RememberedMembership,
+        audit: AuditLog,
         grant_keys: Keyset,
         user_token_keys: Keyset,
         default_agent: Agent | None,
@@ -170,6 +113,7 @@ class Issuing:
         self._workspaces = workspaces
         self._links = links
         self._membership = membership
+        self._audit = audit
         self._grant_keys = grant_keys
         self._user_token_keys = user_token_keys
         self._default_agent = default_agent
@@ -190,10 +134,14 @@ class Issuing:
         _, mapping = await self._subject(requester)
         return mapping
 
-    async def issue_user_token(self, requester: Requester, errand: Errand) -> UserToken:
-        """Issue a token that acts as the requester's account, for 5 minutes.
+    async def issue_user_token(
+        self, requester: Requester, errand: Errand, origin: Origin
+    ) -> UserToken:
+        """Issue a token that acts as the requester's account.
 
-        Notes the use of the link; a link removed at the same time yields no token.
+        It ends 5 minutes after the account was last known to be a member.
+        Commits the record of it, and the use of the link, before it is given
+        out; a link removed at the same time yields no token.
 
         Raises:
             SlackStranger, WorkspaceNotFound, UserNotLinked: As `resolve_user`.
@@ -202,28 +150,40 @@ class Issuing:
             DatabaseUnavailable: The database does not answer.
         """
         workspace, mapping = await self._subject(requester)
-        tenant_id, user_id = mapping.tenant_id, mapping.person.user_id
-        role = await self._membership.role_of(tenant_id, user_id)
-        if not role.is_member:
-            raise NoLongerAMember
-        authorization = await self._find_authorization(workspace, errand)
-        if not await self._links.use_mapping(tenant_id, mapping.mapping_id):
-            raise UserNotLinked
         # A resumed question does not say where the Slack user belongs; the link does.
         acting = mapping.slack_user if requester.resumed_for else requester.slack_user
-        now = self._clock.now()
+        membership = await self._membership.confirm(mapping.account, acting)
+        if not membership.role.is_member:
+            raise NoLongerAMember
+        authorization = await self._find_authorization(workspace, errand)
+        jti = self._new_id()
         token = sign_user_token(
             self._user_token_keys,
-            now=now,
-            jti=self._new_id(),
-            user_id=user_id,
-            tenant_id=tenant_id,
+            now=membership.at,
+            jti=jti,
+            user_id=mapping.person.user_id,
+            tenant_id=mapping.tenant_id,
             slack_team_id=acting.team_id,
             slack_user_id=acting.user_id,
             slack_enterprise_id=acting.enterprise_id,
             authorization=authorization,
         )
-        return UserToken(token, _expiry(now, Family.SLACK_USER), tenant_id)
+        event = AuditEvent(
+            "token.issued",
+            origin,
+            token_jti=jti,
+            project_id=authorization.project_id if authorization else "",
+            agent_id=errand.agent.agent_id if errand.agent else "",
+            channel_id=authorization.channel_id if authorization else "",
+        )
+        record = (
+            event.of_account(mapping.account)
+            .of_workspace(mapping.tenant_id, workspace.workspace_id)
+            .of_slack_user(acting)
+        )
+        if not await self._links.use_mapping(mapping.tenant_id, mapping.mapping_id, record):
+            raise UserNotLinked
+        return UserToken(token, _expiry(membership.at, Family.SLACK_USER), mapping.tenant_id)
 
     async def resolve_agent(self, requester: Requester, channel_id: str) -> ResolvedAgent:
         """Say which agent answers the requester where they chose none.
@@ -237,13 +197,22 @@ class Issuing:
             DatabaseUnavailable: The database does not answer.
         """
         workspace, _ = await self._subject(requester)
-        return resolve_agent(await self._find_default(workspace, channel_id), self._default_agent)
+        found = await self._find_default(workspace, channel_id)
+        operators = self._default_agent
+        if found is None and operators is not None:
+            tenant_id = workspace.tenant_id
+            if await self._workspaces.lacks_operator_agent(tenant_id, operators):
+                operators = None
+        return resolve_agent(found, operators)
 
-    async def renew_grant(self, grant: SlackGrant) -> tuple[Secret[str], datetime]:
+    async def renew_grant(self, grant: SlackGrant, origin: Origin) -> tuple[Secret[str], datetime]:
         """Sign the grant of a younger event again, nothing added.
+
+        Commits the record of it first.
 
         Args:
             grant: Verified, but perhaps expired.
+            origin: For the record.
 
         Returns:
             The renewed grant, and the first instant at which it no longer works.
@@ -259,19 +228,30 @@ class Issuing:
             raise InvalidToken
         if now - grant.event_at >= EVENT_LIFE:
             raise EventTooOld
-        if await self._workspaces.find_workspace(key_of(grant.workspace)) is None:
+        workspace = await self._workspaces.find_workspace(key_of(grant.workspace))
+        if workspace is None:
             raise WorkspaceReleased
-        renewed = renew_slack_grant(self._grant_keys, now=now, jti=self._new_id(), grant=grant)
+        jti = self._new_id()
+        renewed = renew_slack_grant(self._grant_keys, now=now, jti=jti, grant=grant)
+        event = AuditEvent(
+            "grant.renewed",
+            origin,
+            slack_enterprise_id=grant.workspace.enterprise_id,
+            slack_team_id=grant.workspace.team_id,
+            slack_user_id=grant.slack_user_id,
+            token_jti=jti,
+        )
+        await self._audit.record([event.of_workspace(workspace.tenant_id, workspace.workspace_id)])
         return renewed, _expiry(now, Family.RENEWED_GRANT)
 
     async def _subject(self, requester: Requester) -> tuple[Workspace, UserMapping]:
         requester.require_local()
         account = requester.resumed_for
-        workspace = await self._workspaces.find_workspace(requester.key)
-        if workspace is None or (account and account.tenant_id != workspace.tenant_id):
+        found = await self._links.find_subject(requester.key, requester.slack_user)
+        if found is None or (account and account.tenant_id != found[0].tenant_id):
             raise WorkspaceNotFound
-        mapping = await self._links.find_mapping(workspace.tenant_id, requester.slack_user)
-        if mapping is None or (account and account.user_id != mapping.person.user_id):
+        workspace, mapping = found
+        if mapping is None or (account and account != mapping.account):
             raise UserNotLinked
         return workspace, mapping
 

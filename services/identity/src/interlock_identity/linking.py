@@ -14,9 +14,11 @@ import structlog
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     LINK_CODE_BYTES,
     CodeHash,
+    EmailPolicy,
     LinkCode,
     LinkCodeId,
     MappingCursor,
@@ -27,9 +29,9 @@ from interlock_identity.domain.linking import (
     emails_differ,
     mint_link_code,
 )
-from interlock_identity.domain.people import Session, TenantId, UserId
+from interlock_identity.domain.people import Account, Session, TenantId, UserId
 from interlock_identity.domain.requester import Requester, workspace_of
-from interlock_identity.domain.workspaces import CountedWorkspace, WorkspaceId
+from interlock_identity.domain.workspaces import Workspace, WorkspaceId, WorkspaceKey
 from interlock_identity.workspaces import WorkspaceNotFound, WorkspaceStore
 from interlock_tokens.grants import AdminPurpose
 from interlock_tokens.keysets import Keyset
@@ -79,6 +81,13 @@ class EmailMismatch(ServiceError):
     reason = "EMAIL_MISMATCH"
 
 
+class EmailMustMatch(ServiceError):
+    """Your organization links a Slack user only to the account with the same e-mail address."""
+
+    kind = Kind.FORBIDDEN
+    reason = "EMAIL_MUST_MATCH"
+
+
 class UserLinkedElsewhere(ServiceError):
     """The Slack user is linked to another account."""
 
@@ -122,17 +131,19 @@ class LinkStore(Protocol):
         ...
 
     async def redeem_link_code(
-        self, code_hash: CodeHash, session: Session, mapping_id: MappingId
+        self, code_hash: CodeHash, session: Session, mapping_id: MappingId, event: AuditEvent
     ) -> bool:
         """Spend a code and link its Slack user to the session's account, or do neither.
 
         One transaction, in which one statement spends the code: of many
-        redeems at once, one succeeds. Keeps the account and the organization too.
+        redeems at once, one succeeds. Keeps the account and the organization,
+        and the record of it, too.
 
         Args:
             code_hash: The code.
             session: Of a member of the code's tenant.
             mapping_id: The id to use if the link is new.
+            event: The record.
 
         Returns:
             Whether the same link existed before.
@@ -145,6 +156,15 @@ class LinkStore(Protocol):
 
     async def find_mapping(self, tenant_id: TenantId, slack_user: SlackUser) -> UserMapping | None:
         """Find the link of a Slack user in a tenant."""
+        ...
+
+    async def find_subject(
+        self, key: WorkspaceKey, slack_user: SlackUser
+    ) -> tuple[Workspace, UserMapping | None] | None:
+        """Find the claim on exactly this install, and in its tenant the Slack user's link.
+
+        None where nobody has claimed it.
+        """
         ...
 
     async def list_mappings(
@@ -160,13 +180,21 @@ class LinkStore(Protocol):
         ...
 
     async def remove_mapping(
-        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None
+        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None, origin: Origin
     ) -> bool:
-        """Remove a link of the tenant, of one account or of any for None; tell if it was there."""
+        """Remove a link of the tenant, of one account or of any for None; tell if it was there.
+
+        One transaction with the record of it.
+        """
         ...
 
-    async def use_mapping(self, tenant_id: TenantId, mapping_id: MappingId) -> bool:
-        """Note that a token is issued for a link; tell whether the link is still there."""
+    async def use_mapping(
+        self, tenant_id: TenantId, mapping_id: MappingId, event: AuditEvent
+    ) -> bool:
+        """Note that a token is issued for a link; tell whether the link is still there.
+
+        One transaction with the record of it: without a record there is no token.
+        """
         ...
 
 
@@ -179,7 +207,6 @@ class LinkOffer:
     """
 
     code: LinkCode
-    workspace: CountedWorkspace
     emails_differ: bool
 
 
@@ -193,7 +220,7 @@ class Redeemed:
     """
 
     resume_grant: Secret[str]
-    workspace: CountedWorkspace
+    workspace: Workspace
     slack_user: SlackUser
     was_linked: bool
 
@@ -207,12 +234,14 @@ class Linking:
         workspaces: WorkspaceStore,
         links: LinkStore,
         grant_keys: Keyset,
+        emails: EmailPolicy,
         clock: Clock,
         new_id: Callable[[], str],
         entropy: Callable[[int], bytes],
     ) -> None:
         self._workspaces = workspaces
         self._links = links
+        self._emails = emails
         self._grant_keys = grant_keys
         self._clock = clock
         self._new_id = new_id
@@ -266,19 +295,26 @@ class Linking:
             RoleNotSufficient: The person's role allows nothing.
             LinkCodeSpent: The code does not work.
             NotYourTenant: It is of another tenant's workspace.
+            EmailMustMatch: The tenant allows no other address than the Slack user's.
             DatabaseUnavailable: The database does not answer.
         """
         session.require_member()
         code = await self._links.find_link_code(code_hash)
         if code is None:
             raise LinkCodeSpent
-        if code.tenant_id != session.tenant.tenant_id:
+        if code.workspace.tenant_id != session.tenant.tenant_id:
             raise NotYourTenant
-        workspace = await self._workspaces.get_workspace(code.tenant_id, code.workspace_id)
-        return LinkOffer(code, workspace, emails_differ(code.email, session.person.email))
+        if not self._emails.allows(code.email, session):
+            raise EmailMustMatch
+        return LinkOffer(code, emails_differ(code.email, session.person.email))
 
     async def redeem(
-        self, session: Session, code_hash: CodeHash, *, email_difference_confirmed: bool
+        self,
+        session: Session,
+        code_hash: CodeHash,
+        *,
+        email_difference_confirmed: bool,
+        origin: Origin,
     ) -> Redeemed:
         """Link the code's Slack user to the session's account, and spend the code.
 
@@ -289,6 +325,7 @@ class Linking:
             RoleNotSufficient: The person's role allows nothing.
             LinkCodeSpent: The code does not work.
             NotYourTenant: It is of another tenant's workspace.
+            EmailMustMatch: The tenant allows no other address than the Slack user's.
             EmailMismatch: The addresses differ and nobody confirmed it.
             UserLinkedElsewhere: The Slack user is linked to another account.
             DatabaseUnavailable: The database does not answer.
@@ -296,24 +333,32 @@ class Linking:
         offer = await self.describe(session, code_hash)
         if offer.emails_differ and not email_difference_confirmed:
             raise EmailMismatch
-        was_linked = await self._links.redeem_link_code(
-            code_hash, session, MappingId(f"wsum_{self._new_id()}")
-        )
-        slack_user = offer.code.slack_user
+        slack_user, workspace = offer.code.slack_user, offer.code.workspace
+        tenant_id, user_id = session.tenant.tenant_id, session.person.user_id
+        # Signed first: a keyset that cannot sign must not cost the code. Without the link it opens
+        # nothing.
+        jti = self._new_id()
         resume_grant = sign_admin_grant(
             self._grant_keys,
             now=self._clock.now(),
-            jti=self._new_id(),
-            workspace=workspace_of(offer.workspace.workspace.key),
-            tenant_id=session.tenant.tenant_id,
-            user_id=session.person.user_id,
+            jti=jti,
+            workspace=workspace_of(workspace.key),
+            tenant_id=tenant_id,
+            user_id=user_id,
             purpose=AdminPurpose.RESUME,
             slack_user_id=slack_user.user_id,
         )
-        structlog.get_logger().info(
-            "slack_user_linked", tenant_id=session.tenant.tenant_id, was_linked=was_linked
+        event = (
+            AuditEvent("user.linked", origin, token_jti=jti, purpose=AdminPurpose.RESUME.value)
+            .of_account(Account(tenant_id, user_id))
+            .of_workspace(tenant_id, workspace.workspace_id)
+            .of_slack_user(slack_user)
         )
-        return Redeemed(resume_grant, offer.workspace, slack_user, was_linked)
+        was_linked = await self._links.redeem_link_code(
+            code_hash, session, MappingId(f"wsum_{self._new_id()}"), event
+        )
+        structlog.get_logger().info("slack_user_linked", tenant_id=tenant_id, was_linked=was_linked)
+        return Redeemed(resume_grant, workspace, slack_user, was_linked)
 
     async def list_mappings(
         self,
@@ -352,7 +397,7 @@ class Linking:
         last = found[size - 1]
         return found[:size], MappingCursor(last.linked_at, last.mapping_id)
 
-    async def unlink(self, session: Session, mapping_id: MappingId) -> None:
+    async def unlink(self, session: Session, mapping_id: MappingId, origin: Origin) -> None:
         """Remove a link: one's own, or any of the tenant as owner or admin.
 
         Raises:
@@ -362,27 +407,30 @@ class Linking:
         """
         session.require_member()
         tenant_id = session.tenant.tenant_id
-        removed = await self._links.remove_mapping(tenant_id, mapping_id, of_user=_reach(session))
+        removed = await self._links.remove_mapping(
+            tenant_id, mapping_id, of_user=_reach(session), origin=origin
+        )
         if not removed:
             raise MappingNotFound
         structlog.get_logger().info("slack_user_unlinked", tenant_id=tenant_id)
 
-    async def unlink_self(self, requester: Requester) -> bool:
+    async def unlink_self(self, requester: Requester, origin: Origin) -> bool:
         """Remove the requester's link; tell whether there was one.
 
         Raises:
             WorkspaceNotFound: No tenant has claimed the workspace.
             DatabaseUnavailable: The database does not answer.
         """
-        workspace = await self._workspaces.find_workspace(requester.key)
-        if workspace is None:
+        found = await self._links.find_subject(requester.key, requester.slack_user)
+        if found is None:
             raise WorkspaceNotFound
-        tenant_id = workspace.tenant_id
-        mapping = await self._links.find_mapping(tenant_id, requester.slack_user)
+        workspace, mapping = found
         if mapping is None:
             return False
-        removed = await self._links.remove_mapping(tenant_id, mapping.mapping_id, of_user=None)
-        structlog.get_logger().info("slack_user_unlinked", tenant_id=tenant_id)
+        removed = await self._links.remove_mapping(
+            workspace.tenant_id, mapping.mapping_id, of_user=None, origin=origin
+        )
+        structlog.get_logger().info("slack_user_unlinked", tenant_id=workspace.tenant_id)
         return removed
 
 

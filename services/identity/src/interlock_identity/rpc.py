@@ -8,6 +8,8 @@ a grant that is verified here. Use cases see only what was proved.
 
 import base64
 import json
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -21,29 +23,39 @@ from interlock_chassis.callers import CallerTable
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import InvalidArgument
 from interlock_chassis.secret import Secret
-from interlock_chassis.server import RpcServer
+from interlock_chassis.server import Refused, RpcServer, current_call
+from interlock_identity.auditing import Attempt, AuditTrail
 from interlock_identity.domain.agents import Agent, AgentDefault, AgentSource
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     MappingCursor,
     MappingId,
     UserMapping,
     hash_link_code,
 )
-from interlock_identity.domain.people import Role, TenantId, UserId
+from interlock_identity.domain.people import Role, Session, SessionProof, TenantId, UserId
 from interlock_identity.domain.requester import requester_of, requester_of_event
 from interlock_identity.domain.workspaces import (
     CountedWorkspace,
     MalformedWorkspaceKey,
     NangoConnection,
+    Workspace,
     WorkspaceId,
     WorkspaceKey,
 )
 from interlock_identity.issuing import Errand, Issuing
 from interlock_identity.linking import Linking
-from interlock_identity.sessions import PeopleStore, SessionProof, Sessions
+from interlock_identity.offboarding import Offboarding
+from interlock_identity.sessions import Sessions
 from interlock_identity.workspaces import InstallFacts, Workspaces
 from interlock_tokens.errors import PurposeNotGranted
-from interlock_tokens.grants import AdminGrant, AdminPurpose, InstallSource, SlackGrant
+from interlock_tokens.grants import (
+    AdminGrant,
+    AdminPurpose,
+    InstallGrant,
+    InstallSource,
+    SlackGrant,
+)
 from interlock_tokens.keysets import Keyset
 from interlock_tokens.verifying import (
     verify_event_or_admin,
@@ -96,6 +108,13 @@ CALLERS: CallerTable = {
 }
 """Who may call what; the grants and cookies come on top."""
 
+CAPS = {
+    # The auth server is asked three things, and then the agents platform.
+    f"/{_WORKSPACE_SERVICE}/SetAgentDefault": timedelta(seconds=10),
+    f"/{_SESSION_SERVICE}/IssueInstallGrant": timedelta(seconds=10),
+}
+"""How long an RPC may take, where that is not the 5 s of all others."""
+
 _PURPOSES = {
     pb.ADMIN_PURPOSE_HEALTH: AdminPurpose.HEALTH,
     pb.ADMIN_PURPOSE_CHANNELS: AdminPurpose.CHANNELS,
@@ -129,17 +148,59 @@ class InvalidPageToken(InvalidArgument):
     reason = "INVALID_PAGE_TOKEN"
 
 
+class _Door:
+    """How callers prove whom they ask for, and where their refusals are recorded."""
+
+    def __init__(
+        self, sessions: Sessions, trail: AuditTrail, grant_public_keys: Keyset, clock: Clock
+    ) -> None:
+        self._sessions = sessions
+        self._trail = trail
+        self._keys = grant_public_keys
+        self._clock = clock
+
+    def attempt(self) -> AbstractAsyncContextManager[Attempt]:
+        """Begin a call whose refusal is recorded."""
+        return self._trail.attempt(_origin())
+
+    async def session(self, shown: pb.BrowserSession) -> Session:
+        """Ask the auth server who is signed in."""
+        return await self._sessions.authenticate(_proof(shown))
+
+    def event_or_admin(self, token: str) -> SlackGrant | AdminGrant:
+        """Verify a grant that speaks for a Slack user."""
+        return verify_event_or_admin(token, self._keys, self._clock.now())
+
+    def event(self, token: str) -> SlackGrant:
+        """Verify an event's grant; a genuine adminGrant is told apart from a forged one."""
+        grant = self.event_or_admin(token)
+        if isinstance(grant, AdminGrant):
+            raise PurposeNotGranted
+        return grant
+
+    def expired_event(self, token: str) -> SlackGrant:
+        """Verify an event's grant, expired or not."""
+        now = self._clock.now()
+        return verify_slack_grant(token, self._keys, now=now, allow_expired=_RENEWABLE_AFTER_EXPIRY)
+
+    def install(self, token: str) -> InstallGrant:
+        """Verify an installGrant."""
+        return verify_install_grant(token, self._keys, now=self._clock.now())
+
+
 class SessionRpc(services.SessionServiceServicer):
     """Serve `SessionService`; its contract is in the proto."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, door: _Door, sessions: Sessions, workspaces: Workspaces) -> None:
+        self._door = door
         self._sessions = sessions
+        self._workspaces = workspaces
 
     async def AuthenticateSession(
         self, request: pb.AuthenticateSessionRequest, context: _Context
     ) -> pb.AuthenticateSessionResponse:
         """Say who is signed in."""
-        session = await self._sessions.authenticate(_proof(request.session))
+        session = await self._door.session(request.session)
         return pb.AuthenticateSessionResponse(
             user_id=session.person.user_id,
             name=session.person.name,
@@ -154,10 +215,14 @@ class SessionRpc(services.SessionServiceServicer):
         self, request: pb.IssueAdminGrantRequest, context: _Context
     ) -> pb.IssueAdminGrantResponse:
         """Sign an adminGrant for one purpose on one workspace."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        grant, workspace = await self._sessions.issue_admin_grant(
-            session, WorkspaceId(request.workspace_id), _PURPOSES[request.purpose]
-        )
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            grant, workspace = await self._sessions.issue_admin_grant(
+                session,
+                WorkspaceId(request.workspace_id),
+                _PURPOSES[request.purpose],
+                attempt.origin,
+            )
         return pb.IssueAdminGrantResponse(
             grant=grant.reveal(), workspace=_show_workspace(workspace)
         )
@@ -166,10 +231,12 @@ class SessionRpc(services.SessionServiceServicer):
         self, request: pb.IssueInstallGrantRequest, context: _Context
     ) -> pb.IssueInstallGrantResponse:
         """Sign an installGrant for the session's tenant."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        grant = await self._sessions.issue_install_grant(
-            session, request.state_sha256, _INSTALL_SOURCES[request.source]
-        )
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            grant = await self._sessions.issue_install_grant(
+                session, request.state_sha256, _INSTALL_SOURCES[request.source], attempt.origin
+            )
+        await self._workspaces.check_operator_agent(session, _proof(request.session))
         return pb.IssueInstallGrantResponse(
             grant=grant.reveal(), tenant_id=session.tenant.tenant_id
         )
@@ -178,33 +245,30 @@ class SessionRpc(services.SessionServiceServicer):
 class LinkRpc(services.LinkServiceServicer):
     """Serve `LinkService`; its contract is in the proto."""
 
-    def __init__(
-        self, sessions: Sessions, linking: Linking, grant_public_keys: Keyset, clock: Clock
-    ) -> None:
-        self._sessions = sessions
+    def __init__(self, door: _Door, linking: Linking) -> None:
+        self._door = door
         self._linking = linking
-        self._keys = grant_public_keys
-        self._clock = clock
 
     async def CreateLinkCode(
         self, request: pb.CreateLinkCodeRequest, context: _Context
     ) -> pb.CreateLinkCodeResponse:
         """Make a link code for the grant's Slack user."""
-        code, expires_at = await self._linking.create_link_code(
-            requester_of_event(_event_grant(request.grant, self._keys, self._clock.now())),
-            request.slack_display_name,
-            request.slack_email,
-        )
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.event(request.grant))
+            code, expires_at = await self._linking.create_link_code(
+                requester_of_event(grant), request.slack_display_name, request.slack_email
+            )
         return pb.CreateLinkCodeResponse(link_code=code.reveal(), expires_at=_timestamp(expires_at))
 
     async def DescribeLinkCode(
         self, request: pb.DescribeLinkCodeRequest, context: _Context
     ) -> pb.DescribeLinkCodeResponse:
         """Say what redeeming a code would do."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        offer = await self._linking.describe(session, hash_link_code(request.link_code))
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            offer = await self._linking.describe(session, hash_link_code(request.link_code))
         return pb.DescribeLinkCodeResponse(
-            workspace=_show_workspace(offer.workspace),
+            workspace=_show_workspace(offer.code.workspace),
             slack_user_id=offer.code.slack_user.user_id,
             slack_display_name=offer.code.display_name,
             slack_email=offer.code.email,
@@ -216,12 +280,14 @@ class LinkRpc(services.LinkServiceServicer):
         self, request: pb.RedeemLinkCodeRequest, context: _Context
     ) -> pb.RedeemLinkCodeResponse:
         """Link the code's Slack user to the session's account."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        redeemed = await self._linking.redeem(
-            session,
-            hash_link_code(request.link_code),
-            email_difference_confirmed=request.email_difference_confirmed,
-        )
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            redeemed = await self._linking.redeem(
+                session,
+                hash_link_code(request.link_code),
+                email_difference_confirmed=request.email_difference_confirmed,
+                origin=attempt.origin,
+            )
         return pb.RedeemLinkCodeResponse(
             resume_grant=redeemed.resume_grant.reveal(),
             workspace=_show_workspace(redeemed.workspace),
@@ -234,7 +300,7 @@ class LinkRpc(services.LinkServiceServicer):
     ) -> pb.ListUserMappingsResponse:
         """List the linked users of a workspace."""
         after = _cursor(request.page_token)
-        session = await self._sessions.authenticate(_proof(request.session))
+        session = await self._door.session(request.session)
         mappings, following = await self._linking.list_mappings(
             session, WorkspaceId(request.workspace_id), request.page_size, after
         )
@@ -245,38 +311,37 @@ class LinkRpc(services.LinkServiceServicer):
 
     async def Unlink(self, request: pb.UnlinkRequest, context: _Context) -> pb.UnlinkResponse:
         """Remove a mapping, as its account or as an administrator."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        await self._linking.unlink(session, MappingId(request.mapping_id))
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            await self._linking.unlink(session, MappingId(request.mapping_id), attempt.origin)
         return pb.UnlinkResponse()
 
     async def UnlinkSelf(
         self, request: pb.UnlinkSelfRequest, context: _Context
     ) -> pb.UnlinkSelfResponse:
         """Remove the mapping of the grant's Slack user."""
-        grant = _event_grant(request.grant, self._keys, self._clock.now())
-        was_linked = await self._linking.unlink_self(requester_of_event(grant))
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.event(request.grant))
+            was_linked = await self._linking.unlink_self(requester_of_event(grant), attempt.origin)
         return pb.UnlinkSelfResponse(was_linked=was_linked)
 
 
 class WorkspaceRpc(services.WorkspaceServiceServicer):
     """Serve `WorkspaceService`; its contract is in the proto."""
 
-    def __init__(
-        self, sessions: Sessions, workspaces: Workspaces, grant_public_keys: Keyset, clock: Clock
-    ) -> None:
-        self._sessions = sessions
+    def __init__(self, door: _Door, workspaces: Workspaces) -> None:
+        self._door = door
         self._workspaces = workspaces
-        self._keys = grant_public_keys
-        self._clock = clock
 
     async def ClaimWorkspace(
         self, request: pb.ClaimWorkspaceRequest, context: _Context
     ) -> pb.ClaimWorkspaceResponse:
         """Claim a workspace for the install grant's tenant."""
-        grant = verify_install_grant(request.grant, self._keys, now=self._clock.now())
-        claimed = await self._workspaces.claim(grant, _facts(request))
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.install(request.grant))
+            claimed = await self._workspaces.claim(grant, _facts(request), attempt.origin)
         return pb.ClaimWorkspaceResponse(
-            workspace=_show_workspace(claimed.workspace), was_claimed=claimed.was_claimed
+            workspace=_show_counted(claimed.workspace), was_claimed=claimed.was_claimed
         )
 
     async def ReleaseWorkspace(
@@ -284,22 +349,23 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
     ) -> pb.ReleaseWorkspaceResponse:
         """End a claim."""
         key = WorkspaceKey(request.slack_enterprise_id, request.slack_team_id, app_id="")
-        was_claimed = await self._workspaces.release(key, UUID(request.installation_id))
+        installation_id = UUID(request.installation_id)
+        was_claimed = await self._workspaces.release(key, installation_id, _origin())
         return pb.ReleaseWorkspaceResponse(was_claimed=was_claimed)
 
     async def ListWorkspaces(
         self, request: pb.ListWorkspacesRequest, context: _Context
     ) -> pb.ListWorkspacesResponse:
         """List the workspaces of the session's tenant."""
-        session = await self._sessions.authenticate(_proof(request.session))
+        session = await self._door.session(request.session)
         found = await self._workspaces.list_workspaces(session)
-        return pb.ListWorkspacesResponse(workspaces=[_show_workspace(each) for each in found])
+        return pb.ListWorkspacesResponse(workspaces=[_show_counted(each) for each in found])
 
     async def GetAgentDefaults(
         self, request: pb.GetAgentDefaultsRequest, context: _Context
     ) -> pb.GetAgentDefaultsResponse:
         """Say which agents answer by default in a workspace."""
-        session = await self._sessions.authenticate(_proof(request.session))
+        session = await self._door.session(request.session)
         found = await self._workspaces.list_agent_defaults(
             session, WorkspaceId(request.workspace_id)
         )
@@ -309,27 +375,32 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
         self, request: pb.SetAgentDefaultRequest, context: _Context
     ) -> pb.SetAgentDefaultResponse:
         """Set or remove a default agent."""
-        session = await self._sessions.authenticate(_proof(request.session))
-        chosen = _default(request.agent_default) if request.HasField("agent_default") else None
-        await self._workspaces.set_agent_default(
-            session, WorkspaceId(request.workspace_id), request.channel_id, chosen
-        )
+        async with self._door.attempt() as attempt:
+            session = attempt.shows_session(await self._door.session(request.session))
+            chosen = _default(request.agent_default) if request.HasField("agent_default") else None
+            await self._workspaces.set_agent_default(
+                session,
+                _proof(request.session),
+                WorkspaceId(request.workspace_id),
+                request.channel_id,
+                chosen=chosen,
+                origin=attempt.origin,
+            )
         return pb.SetAgentDefaultResponse()
 
 
 class SubjectRpc(services.SubjectServiceServicer):
     """Serve `SubjectService`; its contract is in the proto."""
 
-    def __init__(self, issuing: Issuing, grant_public_keys: Keyset, clock: Clock) -> None:
+    def __init__(self, door: _Door, issuing: Issuing) -> None:
+        self._door = door
         self._issuing = issuing
-        self._keys = grant_public_keys
-        self._clock = clock
 
     async def ResolveUser(
         self, request: pb.ResolveUserRequest, context: _Context
     ) -> pb.ResolveUserResponse:
         """Say whether the grant's Slack user is linked."""
-        grant = verify_event_or_admin(request.grant, self._keys, self._clock.now())
+        grant = self._door.event_or_admin(request.grant)
         mapping = await self._issuing.resolve_user(requester_of(grant))
         return pb.ResolveUserResponse(user_name=mapping.person.name)
 
@@ -337,12 +408,13 @@ class SubjectRpc(services.SubjectServiceServicer):
         self, request: pb.IssueUserTokenRequest, context: _Context
     ) -> pb.IssueUserTokenResponse:
         """Issue a slackUser token for the grant's Slack user."""
-        grant = verify_event_or_admin(request.grant, self._keys, self._clock.now())
-        chosen = request.project_id and request.agent_id
-        agent = Agent(request.project_id, request.agent_id) if chosen else None
-        issued = await self._issuing.issue_user_token(
-            requester_of(grant), Errand(agent, request.channel_id)
-        )
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.event_or_admin(request.grant))
+            chosen = request.project_id and request.agent_id
+            agent = Agent(request.project_id, request.agent_id) if chosen else None
+            issued = await self._issuing.issue_user_token(
+                requester_of(grant), Errand(agent, request.channel_id), attempt.origin
+            )
         return pb.IssueUserTokenResponse(
             user_token=issued.token.reveal(),
             expires_at=_timestamp(issued.expires_at),
@@ -353,7 +425,7 @@ class SubjectRpc(services.SubjectServiceServicer):
         self, request: pb.ResolveAgentRequest, context: _Context
     ) -> pb.ResolveAgentResponse:
         """Say which agent answers where nobody chose one."""
-        grant = verify_event_or_admin(request.grant, self._keys, self._clock.now())
+        grant = self._door.event_or_admin(request.grant)
         resolved = await self._issuing.resolve_agent(requester_of(grant), request.channel_id)
         agent = resolved.agent or Agent("", "")
         return pb.ResolveAgentResponse(
@@ -366,35 +438,42 @@ class SubjectRpc(services.SubjectServiceServicer):
         self, request: pb.RenewGrantRequest, context: _Context
     ) -> pb.RenewGrantResponse:
         """Renew the grant of an event that is still open."""
-        grant = verify_slack_grant(
-            request.grant,
-            self._keys,
-            now=self._clock.now(),
-            allow_expired=_RENEWABLE_AFTER_EXPIRY,
-        )
-        renewed, expires_at = await self._issuing.renew_grant(grant)
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.expired_event(request.grant))
+            renewed, expires_at = await self._issuing.renew_grant(grant, attempt.origin)
         return pb.RenewGrantResponse(grant=renewed.reveal(), expires_at=_timestamp(expires_at))
 
 
 class OffboardingRpc(services.OffboardingServiceServicer):
     """Serve `OffboardingService`; its contract is in the proto."""
 
-    def __init__(self, people: PeopleStore) -> None:
-        self._people = people
+    def __init__(self, offboarding: Offboarding) -> None:
+        self._offboarding = offboarding
 
     async def ForgetUser(
         self, request: pb.ForgetUserRequest, context: _Context
     ) -> pb.ForgetUserResponse:
         """Remove every trace of a platform user."""
-        removed = await self._people.forget_user(UserId(request.user_id))
+        removed = await self._offboarding.forget_user(UserId(request.user_id), _origin())
         return pb.ForgetUserResponse(mappings_removed=removed)
 
     async def ForgetOrganization(
         self, request: pb.ForgetOrganizationRequest, context: _Context
     ) -> pb.ForgetOrganizationResponse:
         """Remove every trace of an organization."""
-        removed = await self._people.forget_organization(TenantId(request.tenant_id))
+        tenant_id = TenantId(request.tenant_id)
+        removed = await self._offboarding.forget_organization(tenant_id, _origin())
         return pb.ForgetOrganizationResponse(mappings_removed=removed)
+
+
+def record_refusals(trail: AuditTrail) -> Callable[[Refused], Awaitable[None]]:
+    """Return what records the callers that the server refuses before any RPC runs."""
+
+    async def note(refused: Refused) -> None:
+        origin = Origin(refused.caller, refused.method, refused.request_id)
+        await trail.note(AuditEvent("call.refused", origin, outcome=refused.reason))
+
+    return note
 
 
 def add_services(
@@ -404,46 +483,41 @@ def add_services(
     linking: Linking,
     workspaces: Workspaces,
     issuing: Issuing,
-    people: PeopleStore,
+    offboarding: Offboarding,
+    trail: AuditTrail,
     grant_public_keys: Keyset,
     clock: Clock,
 ) -> None:
     """Add identity's services to a server that was made with `CALLERS`."""
+    door = _Door(sessions, trail, grant_public_keys, clock)
     server.add(
-        services.add_SessionServiceServicer_to_server, SessionRpc(sessions), _SESSION_SERVICE
+        services.add_SessionServiceServicer_to_server,
+        SessionRpc(door, sessions, workspaces),
+        _SESSION_SERVICE,
     )
-    server.add(
-        services.add_LinkServiceServicer_to_server,
-        LinkRpc(sessions, linking, grant_public_keys, clock),
-        _LINK_SERVICE,
-    )
+    server.add(services.add_LinkServiceServicer_to_server, LinkRpc(door, linking), _LINK_SERVICE)
     server.add(
         services.add_WorkspaceServiceServicer_to_server,
-        WorkspaceRpc(sessions, workspaces, grant_public_keys, clock),
+        WorkspaceRpc(door, workspaces),
         _WORKSPACE_SERVICE,
     )
     server.add(
-        services.add_SubjectServiceServicer_to_server,
-        SubjectRpc(issuing, grant_public_keys, clock),
-        _SUBJECT_SERVICE,
+        services.add_SubjectServiceServicer_to_server, SubjectRpc(door, issuing), _SUBJECT_SERVICE
     )
     server.add(
         services.add_OffboardingServiceServicer_to_server,
-        OffboardingRpc(people),
+        OffboardingRpc(offboarding),
         _OFFBOARDING_SERVICE,
     )
 
 
+def _origin() -> Origin:
+    call = current_call()
+    return Origin(call.caller, call.method, call.request_id)
+
+
 def _proof(session: pb.BrowserSession) -> SessionProof:
     return SessionProof(Secret(session.cookie), session.client_address)
-
-
-def _event_grant(token: str, keys: Keyset, now: datetime) -> SlackGrant:
-    """Verify an event's grant; a genuine adminGrant is told apart from a forged one."""
-    grant = verify_event_or_admin(token, keys, now)
-    if isinstance(grant, AdminGrant):
-        raise PurposeNotGranted
-    return grant
 
 
 def _facts(request: pb.ClaimWorkspaceRequest) -> InstallFacts:
@@ -477,8 +551,13 @@ def _show_default(default: AgentDefault) -> pb.AgentDefault:
     )
 
 
-def _show_workspace(counted: CountedWorkspace) -> pb.Workspace:
-    workspace = counted.workspace
+def _show_counted(counted: CountedWorkspace) -> pb.Workspace:
+    shown = _show_workspace(counted.workspace)
+    shown.linked_users = counted.linked_users
+    return shown
+
+
+def _show_workspace(workspace: Workspace) -> pb.Workspace:
     return pb.Workspace(
         workspace_id=workspace.workspace_id,
         slack_team_id=workspace.key.slot,
@@ -488,7 +567,6 @@ def _show_workspace(counted: CountedWorkspace) -> pb.Workspace:
         name=workspace.name,
         status=workspace.status.value,
         created_at=_timestamp(workspace.created_at),
-        linked_users=counted.linked_users,
     )
 
 

@@ -5,15 +5,16 @@ auth server is asked each time: a role that ended a moment ago is worth nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
-from interlock_identity.domain.people import Person, Session, Tenant, TenantId, UserId
+from interlock_identity.auditing import AuditLog
+from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.people import Person, Session, SessionProof, Tenant
 from interlock_identity.domain.requester import workspace_of
-from interlock_identity.domain.workspaces import CountedWorkspace, WorkspaceId
+from interlock_identity.domain.workspaces import Workspace, WorkspaceId
 from interlock_identity.workspaces import WorkspaceStore
 from interlock_tokens.grants import AdminPurpose, InstallSource
 from interlock_tokens.keysets import Keyset
@@ -41,19 +42,6 @@ class AuthServerUnavailable(ServiceError):
     reason = "AUTH_SERVER_UNAVAILABLE"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionProof:
-    """What a browser shows.
-
-    Attributes:
-        cookie: The auth server's session cookie, `name=value`.
-        client_address: The browser's address, or "".
-    """
-
-    cookie: Secret[str]
-    client_address: str
-
-
 class SessionSource(Protocol):
     """The auth server."""
 
@@ -79,22 +67,6 @@ class PeopleStore(Protocol):
         """
         ...
 
-    async def forget_user(self, user_id: UserId) -> int:
-        """Remove an account and everything that stands on it; count the links removed.
-
-        Raises:
-            DatabaseUnavailable: The database does not answer.
-        """
-        ...
-
-    async def forget_organization(self, tenant_id: TenantId) -> int:
-        """Remove an organization and everything that stands on it; count the links removed.
-
-        Raises:
-            DatabaseUnavailable: The database does not answer.
-        """
-        ...
-
 
 class Sessions:
     """Say who is signed in, and sign what they may do."""
@@ -105,6 +77,7 @@ class Sessions:
         source: SessionSource,
         people: PeopleStore,
         workspaces: WorkspaceStore,
+        audit: AuditLog,
         grant_keys: Keyset,
         clock: Clock,
         new_id: Callable[[], str],
@@ -112,6 +85,7 @@ class Sessions:
         self._source = source
         self._people = people
         self._workspaces = workspaces
+        self._audit = audit
         self._grant_keys = grant_keys
         self._clock = clock
         self._new_id = new_id
@@ -121,9 +95,11 @@ class Sessions:
         return await self._source.authenticate(proof)
 
     async def issue_admin_grant(
-        self, session: Session, workspace_id: WorkspaceId, purpose: AdminPurpose
-    ) -> tuple[Secret[str], CountedWorkspace]:
+        self, session: Session, workspace_id: WorkspaceId, purpose: AdminPurpose, origin: Origin
+    ) -> tuple[Secret[str], Workspace]:
         """Sign an adminGrant for one purpose on one workspace of the tenant.
+
+        Commits the record of it first.
 
         Raises:
             RoleNotSufficient: The person is neither owner nor admin.
@@ -131,24 +107,31 @@ class Sessions:
             DatabaseUnavailable: The database does not answer.
         """
         session.require_administrator()
-        found = await self._workspaces.get_workspace(session.tenant.tenant_id, workspace_id)
+        tenant_id, user_id = session.tenant.tenant_id, session.person.user_id
+        found = await self._workspaces.get_workspace(tenant_id, workspace_id)
+        jti = self._new_id()
         grant = sign_admin_grant(
             self._grant_keys,
             now=self._clock.now(),
-            jti=self._new_id(),
-            workspace=workspace_of(found.workspace.key),
-            tenant_id=session.tenant.tenant_id,
-            user_id=session.person.user_id,
+            jti=jti,
+            workspace=workspace_of(found.key),
+            tenant_id=tenant_id,
+            user_id=user_id,
             purpose=purpose,
         )
+        event = AuditEvent(
+            "grant.issued", origin, user_id=user_id, token_jti=jti, purpose=purpose.value
+        )
+        await self._audit.record([event.of_workspace(tenant_id, workspace_id)])
         return grant, found
 
     async def issue_install_grant(
-        self, session: Session, state_sha256: str, source: InstallSource
+        self, session: Session, state_sha256: str, source: InstallSource, origin: Origin
     ) -> Secret[str]:
         """Sign an installGrant for the session's tenant.
 
-        Keeps the account and the organization, which the coming claim stands on.
+        Keeps the account and the organization, which the coming claim stands
+        on, and commits the record of the grant first.
 
         Raises:
             RoleNotSufficient: The person is neither owner nor admin.
@@ -156,12 +139,24 @@ class Sessions:
         """
         session.require_administrator()
         await self._people.remember(session.person, session.tenant)
-        return sign_install_grant(
+        tenant_id, user_id = session.tenant.tenant_id, session.person.user_id
+        jti = self._new_id()
+        grant = sign_install_grant(
             self._grant_keys,
             now=self._clock.now(),
-            jti=self._new_id(),
-            tenant_id=session.tenant.tenant_id,
-            user_id=session.person.user_id,
+            jti=jti,
+            tenant_id=tenant_id,
+            user_id=user_id,
             state_sha256=state_sha256,
             source=source,
         )
+        event = AuditEvent(
+            "grant.issued",
+            origin,
+            tenant_id=tenant_id,
+            user_id=user_id,
+            token_jti=jti,
+            purpose="install",
+        )
+        await self._audit.record([event])
+        return grant

@@ -8,8 +8,9 @@ from uuid import UUID
 import structlog
 
 from interlock_chassis.errors import Kind, ServiceError
-from interlock_identity.domain.agents import AgentDefault, MalformedAgentDefault
-from interlock_identity.domain.people import Session, TenantId, UserId
+from interlock_identity.domain.agents import Agent, AgentDefault, MalformedAgentDefault
+from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.people import Session, SessionProof, TenantId, UserId
 from interlock_identity.domain.workspaces import (
     Claim,
     Claimed,
@@ -50,14 +51,46 @@ class DatabaseUnavailable(ServiceError):
     reason = "DATABASE_UNAVAILABLE"
 
 
+class AgentNotFound(ServiceError):
+    """The agents platform shows you no such agent."""
+
+    kind = Kind.NOT_FOUND
+    reason = "AGENT_NOT_FOUND"
+
+
+class PlatformUnavailable(ServiceError):
+    """The agents platform does not answer, so that nothing is known about the agent."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "PLATFORM_UNAVAILABLE"
+
+
+class AgentDirectory(Protocol):
+    """The agents platform's list of agents, as the signed-in person sees it."""
+
+    async def has_agent(self, proof: SessionProof, tenant_id: TenantId, agent: Agent) -> bool:
+        """Say whether the person sees the agent.
+
+        Args:
+            proof: The person's browser session.
+            tenant_id: The tenant that is active in it.
+            agent: The agent.
+
+        Raises:
+            PlatformUnavailable: The platform does not answer, or not as agreed.
+        """
+        ...
+
+
 class WorkspaceStore(Protocol):
     """Claims and default agents.
 
     Every method raises DatabaseUnavailable when the database does not answer.
-    Released claims are kept for a reinstall, but only `claim` sees them.
+    Released claims are kept for a reinstall, but only `claim` sees them. What
+    changes something records it in the same transaction.
     """
 
-    async def claim(self, claim: Claim) -> Claimed:
+    async def claim(self, claim: Claim, origin: Origin) -> Claimed:
         """Claim a workspace for a tenant, in one transaction.
 
         Claims inside one Enterprise wait for each other. A released claim of
@@ -71,13 +104,14 @@ class WorkspaceStore(Protocol):
         """
         ...
 
-    async def release(self, key: WorkspaceKey, installation_id: UUID) -> bool:
+    async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim and its open link codes; tell whether there was one.
 
         Args:
             key: The workspace; its app is not compared.
             installation_id: The install that ends. A claim that has moved on to
                 another install stays.
+            origin: For the record.
         """
         ...
 
@@ -85,9 +119,7 @@ class WorkspaceStore(Protocol):
         """Find the claim on exactly this install, whoever has it."""
         ...
 
-    async def get_workspace(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId
-    ) -> CountedWorkspace:
+    async def get_workspace(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> Workspace:
         """Get a claim of the tenant.
 
         Raises:
@@ -111,6 +143,7 @@ class WorkspaceStore(Protocol):
         workspace_id: WorkspaceId,
         agent_default: AgentDefault,
         set_by: UserId,
+        event: AuditEvent,
     ) -> None:
         """Set the default agent of a place, instead of the one before.
 
@@ -122,9 +155,19 @@ class WorkspaceStore(Protocol):
         ...
 
     async def remove_agent_default(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str
+        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str, event: AuditEvent
     ) -> None:
-        """Remove the default agent of a place; none there is fine."""
+        """Remove the default agent of a place; none there is fine, and not recorded."""
+        ...
+
+    async def note_operator_agent(
+        self, tenant_id: TenantId, agent: Agent, *, is_there: bool
+    ) -> None:
+        """Note whether an administrator of the tenant sees the operator's default agent."""
+        ...
+
+    async def lacks_operator_agent(self, tenant_id: TenantId, agent: Agent) -> bool:
+        """Tell whether an administrator was last seen not to see that agent."""
         ...
 
 
@@ -144,13 +187,29 @@ class InstallFacts:
 
 
 class Workspaces:
-    """Claim workspaces for tenants, and settle which agents answer in them."""
+    """Claim workspaces for tenants, and settle which agents answer in them.
 
-    def __init__(self, *, workspaces: WorkspaceStore, new_id: Callable[[], str]) -> None:
+    Args:
+        workspaces: The claims and defaults.
+        agents: What the platform shows an administrator.
+        operator_agent: The operator's default agent, if any.
+        new_id: Makes ids.
+    """
+
+    def __init__(
+        self,
+        *,
+        workspaces: WorkspaceStore,
+        agents: AgentDirectory,
+        operator_agent: Agent | None,
+        new_id: Callable[[], str],
+    ) -> None:
         self._workspaces = workspaces
+        self._agents = agents
+        self._operator_agent = operator_agent
         self._new_id = new_id
 
-    async def claim(self, grant: InstallGrant, facts: InstallFacts) -> Claimed:
+    async def claim(self, grant: InstallGrant, facts: InstallFacts, origin: Origin) -> Claimed:
         """Claim a workspace for the tenant of an install grant.
 
         Idempotent for the same tenant.
@@ -169,14 +228,15 @@ class Workspaces:
                 installation_id=facts.installation_id,
                 installed_by=UserId(grant.user_id),
                 nango=facts.nango,
-            )
+            ),
+            origin,
         )
         structlog.get_logger().info(
             "workspace_claimed", tenant_id=grant.tenant_id, slack_team_id=facts.key.slot
         )
         return claimed
 
-    async def release(self, key: WorkspaceKey, installation_id: UUID) -> bool:
+    async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim; tell whether there was one.
 
         Links and defaults stay for a reinstall by the same tenant.
@@ -184,7 +244,7 @@ class Workspaces:
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
-        was_claimed = await self._workspaces.release(key, installation_id)
+        was_claimed = await self._workspaces.release(key, installation_id, origin)
         if was_claimed:
             structlog.get_logger().info("workspace_released", slack_team_id=key.slot)
         return was_claimed
@@ -217,37 +277,78 @@ class Workspaces:
     async def set_agent_default(
         self,
         session: Session,
+        proof: SessionProof,
         workspace_id: WorkspaceId,
         channel_id: str,
+        *,
         chosen: AgentDefault | None,
+        origin: Origin,
     ) -> None:
         """Set the default agent of a place, or remove it.
 
-        Whether the platform has such an agent is not asked; a default that
-        names none fails when it is run.
+        The platform is asked, as the person, whether there is such an agent.
 
         Args:
             session: An owner or admin.
+            proof: What their browser showed.
             workspace_id: A workspace of their tenant.
             channel_id: The place: Slack `C…`, or "" for the whole workspace.
             chosen: The default; None removes it.
+            origin: For the record.
 
         Raises:
             RoleNotSufficient: The person is neither owner nor admin.
             MalformedAgentDefault: It names no project, no agent, or another channel.
             WorkspaceNotFound: The tenant has no such workspace.
+            AgentNotFound: The platform shows the person no such agent.
+            PlatformUnavailable: The platform does not say.
             DatabaseUnavailable: The database does not answer.
         """
         session.require_administrator()
         tenant_id = session.tenant.tenant_id
         await self._workspaces.get_workspace(tenant_id, workspace_id)
+        event = AuditEvent(
+            "default.removed", origin, user_id=session.person.user_id, channel_id=channel_id
+        ).of_workspace(tenant_id, workspace_id)
         if chosen is None:
-            await self._workspaces.remove_agent_default(tenant_id, workspace_id, channel_id)
+            await self._workspaces.remove_agent_default(tenant_id, workspace_id, channel_id, event)
             return
-        if not (chosen.agent.project_id and chosen.agent.agent_id):
+        agent = chosen.agent
+        if not (agent.project_id and agent.agent_id) or chosen.channel_id not in {"", channel_id}:
             raise MalformedAgentDefault
-        if chosen.channel_id not in {"", channel_id}:
-            raise MalformedAgentDefault
+        if not await self._agents.has_agent(proof, tenant_id, agent):
+            raise AgentNotFound
         await self._workspaces.set_agent_default(
-            tenant_id, workspace_id, replace(chosen, channel_id=channel_id), session.person.user_id
+            tenant_id,
+            workspace_id,
+            replace(chosen, channel_id=channel_id),
+            session.person.user_id,
+            replace(
+                event,
+                event="default.set",
+                project_id=agent.project_id,
+                agent_id=agent.agent_id,
+                purpose="grants_access" if chosen.grants_access else "",
+            ),
         )
+
+    async def check_operator_agent(self, session: Session, proof: SessionProof) -> None:
+        """Ask the platform, as an administrator, for the operator's default agent; note the answer.
+
+        The operator has no account in the tenant to ask with. A platform that
+        does not answer changes nothing.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        agent, tenant_id = self._operator_agent, session.tenant.tenant_id
+        if agent is None:
+            return
+        try:
+            is_there = await self._agents.has_agent(proof, tenant_id, agent)
+        except PlatformUnavailable:
+            structlog.get_logger().warning("operator_agent_not_checked", tenant_id=tenant_id)
+            return
+        if not is_there:
+            structlog.get_logger().warning("operator_agent_missing", tenant_id=tenant_id)
+        await self._workspaces.note_operator_agent(tenant_id, agent, is_there=is_there)

@@ -19,9 +19,8 @@ from interlock_identity.domain.linking import (
     hash_link_code,
     mint_link_code,
 )
-from interlock_identity.domain.people import Role, strongest_role
+from interlock_identity.domain.people import Account, Role, strongest_role
 from interlock_identity.domain.requester import (
-    Account,
     SlackStranger,
     key_of,
     requester_of,

@@ -12,6 +12,7 @@ from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_identity.adapters.memory import FakeMembership, ManualClock, MemoryStore
 from interlock_identity.domain.agents import Agent, AgentDefault, AgentSource
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     LinkCodeId,
     MappingId,
@@ -19,20 +20,26 @@ from interlock_identity.domain.linking import (
     SlackUser,
     hash_link_code,
 )
-from interlock_identity.domain.people import Person, Role, Session, Tenant, TenantId, UserId
-from interlock_identity.domain.requester import Account, Requester, SlackStranger
+from interlock_identity.domain.people import (
+    Account,
+    Person,
+    Role,
+    Session,
+    Tenant,
+    TenantId,
+    UserId,
+)
+from interlock_identity.domain.requester import Requester, SlackStranger
 from interlock_identity.domain.workspaces import Claim, WorkspaceId, WorkspaceKey
 from interlock_identity.issuing import (
-    MEMBERSHIP_LIFE,
     Errand,
     EventTooOld,
     Issuing,
-    MembershipUnavailable,
     NoLongerAMember,
-    RememberedMembership,
     UserNotLinked,
     WorkspaceReleased,
 )
+from interlock_identity.membership import MembershipUnavailable, RememberedMembership
 from interlock_identity.workspaces import WorkspaceNotFound
 from interlock_tokens.errors import InvalidToken
 from interlock_tokens.families import Family
@@ -46,7 +53,10 @@ WORKSPACE_ID = WorkspaceId("wsw_1")
 INSTALLATION = UUID("00000000-0000-4000-8000-000000000001")
 IN_SLACK = Requester(KEY, SlackUser("T0TEAM", "", "U0MIA"), is_stranger=False)
 MIA = Person(UserId("user_mia"), "Mia", "mia@northwind.example")
-ACCOUNT = (NORTHWIND.tenant_id, MIA.user_id)
+ACCOUNT = Account(NORTHWIND.tenant_id, MIA.user_id)
+ORIGIN = Origin("gateway-worker", "/test", "request")
+EVENT_OF_TEST = AuditEvent("tested", ORIGIN)
+MEMBERSHIP_LIFE = timedelta(seconds=60)
 BROWSING = Errand(None, "")
 HELPER = Agent("docs", "helper")
 OPERATORS = Agent("home", "any")
@@ -85,7 +95,8 @@ class _House:
         self.issuing = Issuing(
             workspaces=self.store,
             links=self.store,
-            membership=RememberedMembership(self.membership, self.clock),
+            membership=RememberedMembership(self.membership, self.clock, life=MEMBERSHIP_LIFE),
+            audit=self.store,
             grant_keys=self.grant_keys,
             user_token_keys=self.user_token_keys,
             default_agent=OPERATORS,
@@ -104,7 +115,8 @@ class _House:
                 installation_id=INSTALLATION,
                 installed_by=MIA.user_id,
                 nango=None,
-            )
+            ),
+            ORIGIN,
         )
 
     async def link(self) -> None:
@@ -120,12 +132,14 @@ class _House:
         hour = timedelta(hours=1)
         await self.store.create_link_code(code, life=hour, limit=1, window=hour)
         session = Session(MIA, NORTHWIND, Role.MEMBER, "ref")
-        await self.store.redeem_link_code(code.code_hash, session, MappingId("wsum_1"))
+        await self.store.redeem_link_code(
+            code.code_hash, session, MappingId("wsum_1"), EVENT_OF_TEST
+        )
 
     async def token(
         self, requester: Requester = IN_SLACK, errand: Errand = BROWSING
     ) -> SlackUserToken:
-        issued = await self.issuing.issue_user_token(requester, errand)
+        issued = await self.issuing.issue_user_token(requester, errand, ORIGIN)
         verified = verify_user_token(
             issued.token.reveal(), self.user_token_keys, now=self.clock.now()
         )
@@ -138,6 +152,7 @@ class _House:
             WORKSPACE_ID,
             AgentDefault(channel_id, agent, grants_access=grants_access),
             MIA.user_id,
+            EVENT_OF_TEST,
         )
 
 
@@ -188,7 +203,7 @@ async def test_nobody_else_gets_anything(
     with pytest.raises(refusal):
         await house.issuing.resolve_user(requester)
     with pytest.raises(refusal):
-        await house.issuing.issue_user_token(requester, BROWSING)
+        await house.issuing.issue_user_token(requester, BROWSING, ORIGIN)
     with pytest.raises(refusal):
         await house.issuing.resolve_agent(requester, "")
 
@@ -203,11 +218,13 @@ async def test_a_resumed_question_acts_as_its_account(house: _House) -> None:
 async def test_an_unlinked_or_released_user_gets_no_further_token(house: _House) -> None:
     """Unlinking works at once, and so does uninstalling."""
     await house.token()
-    await house.store.release(KEY, INSTALLATION)
+    await house.store.release(KEY, INSTALLATION, ORIGIN)
     with pytest.raises(WorkspaceNotFound):
         await house.token()
     await house.claim()
-    await house.store.remove_mapping(NORTHWIND.tenant_id, MappingId("wsum_1"), of_user=None)
+    await house.store.remove_mapping(
+        NORTHWIND.tenant_id, MappingId("wsum_1"), of_user=None, origin=ORIGIN
+    )
     with pytest.raises(UserNotLinked):
         await house.token()
 
@@ -250,16 +267,54 @@ async def test_no_token_while_nobody_knows(house: _House) -> None:
 async def test_memory_is_bounded_and_kept_apart_by_tenant() -> None:
     """The oldest answer makes room, and one tenant's member is nobody in another."""
     clock, source = ManualClock(), FakeMembership()
-    remembered = RememberedMembership(source, clock, kept=2)
-    users = [UserId(f"user_{number}") for number in range(3)]
-    for user in users:
-        source.roles[NORTHWIND.tenant_id, user] = Role.MEMBER
-        await remembered.role_of(NORTHWIND.tenant_id, user)
-    assert await remembered.role_of(NORTHWIND.tenant_id, users[2]) is Role.MEMBER
+    remembered = RememberedMembership(source, clock, life=MEMBERSHIP_LIFE, kept=2)
+
+    async def role_of(tenant_id: TenantId, number: int) -> Role:
+        account = Account(tenant_id, UserId(f"user_{number}"))
+        return (await remembered.confirm(account, IN_SLACK.slack_user)).role
+
+    for number in range(3):
+        source.roles[Account(NORTHWIND.tenant_id, UserId(f"user_{number}"))] = Role.MEMBER
+        await role_of(NORTHWIND.tenant_id, number)
+    assert await role_of(NORTHWIND.tenant_id, 2) is Role.MEMBER
     assert source.asked == 3
-    await remembered.role_of(NORTHWIND.tenant_id, users[0])
+    await role_of(NORTHWIND.tenant_id, 0)
     assert source.asked == 4
-    assert await remembered.role_of(TenantId("contoso"), users[2]) is Role.NONE
+    assert await role_of(TenantId("contoso"), 2) is Role.NONE
+
+
+async def test_a_token_ends_five_minutes_after_the_last_yes(house: _House) -> None:
+    """A remembered yes makes no token that outlives it: nobody acts for longer than 5 minutes."""
+    asked_at = house.clock.now()
+    await house.token()
+    house.clock.advance(MEMBERSHIP_LIFE - timedelta(seconds=1))
+    assert (await house.token()).expires_at == asked_at + timedelta(seconds=300)
+    house.clock.advance(timedelta(seconds=1))
+    assert (await house.token()).expires_at == house.clock.now() + timedelta(seconds=300)
+
+
+async def test_nothing_is_remembered_where_that_is_switched_off() -> None:
+    """With a life of zero every token asks."""
+    source = FakeMembership()
+    source.roles[ACCOUNT] = Role.MEMBER
+    remembered = RememberedMembership(source, ManualClock(), life=timedelta(0))
+    for _ in range(3):
+        await remembered.confirm(ACCOUNT, IN_SLACK.slack_user)
+    assert source.asked == 3
+
+
+async def test_every_token_is_recorded(house: _House) -> None:
+    """The record names the grant, the token and whom it is for; a refusal leaves none."""
+    token = await house.token()
+    (issued,) = [each for each in house.store.audit if each.event == "token.issued"]
+    assert (issued.origin, issued.token_jti) == (ORIGIN, token.jti)
+    assert (issued.tenant_id, issued.user_id) == ("northwind", "user_mia")
+    assert (issued.slack_team_id, issued.slack_user_id) == ("T0TEAM", "U0MIA")
+    house.membership.roles.clear()
+    house.clock.advance(MEMBERSHIP_LIFE)
+    with pytest.raises(NoLongerAMember):
+        await house.token()
+    assert [each.event for each in house.store.audit].count("token.issued") == 1
 
 
 # Agents.
@@ -303,7 +358,7 @@ async def test_channel_members_get_the_access_an_administrator_gave(house: _Hous
 async def test_a_renewal_says_what_the_grant_said(house: _House) -> None:
     """Only the id and the times are new."""
     house.clock.advance(timedelta(hours=20))
-    token, expires_at = await house.issuing.renew_grant(EVENT)
+    token, expires_at = await house.issuing.renew_grant(EVENT, ORIGIN)
     renewed = verify_slack_grant(token.reveal(), house.grant_keys, now=house.clock.now())
     assert renewed == replace(
         EVENT,
@@ -319,23 +374,23 @@ async def test_a_renewal_says_what_the_grant_said(house: _House) -> None:
 async def test_an_event_is_renewed_for_a_day(house: _House) -> None:
     """At 24 h it is too old, however often it was renewed."""
     house.clock.advance(timedelta(hours=24) - timedelta(seconds=1))
-    token, _ = await house.issuing.renew_grant(EVENT)
+    token, _ = await house.issuing.renew_grant(EVENT, ORIGIN)
     renewed = verify_slack_grant(token.reveal(), house.grant_keys, now=house.clock.now())
     house.clock.advance(timedelta(seconds=1))
     for grant in (EVENT, renewed):
         with pytest.raises(EventTooOld):
-            await house.issuing.renew_grant(grant)
+            await house.issuing.renew_grant(grant, ORIGIN)
 
 
 async def test_an_event_dated_ahead_is_not_renewed(house: _House) -> None:
     """A date in the future would buy more than a day."""
     ahead = replace(EVENT, event_at=START + timedelta(minutes=5, seconds=1))
     with pytest.raises(InvalidToken):
-        await house.issuing.renew_grant(ahead)
+        await house.issuing.renew_grant(ahead, ORIGIN)
 
 
 async def test_nothing_is_renewed_in_a_released_workspace(house: _House) -> None:
     """An uninstall ends the events that wait."""
-    await house.store.release(KEY, INSTALLATION)
+    await house.store.release(KEY, INSTALLATION, ORIGIN)
     with pytest.raises(WorkspaceReleased):
-        await house.issuing.renew_grant(EVENT)
+        await house.issuing.renew_grant(EVENT, ORIGIN)

@@ -11,8 +11,10 @@ import pytest
 from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_identity.adapters.memory import ManualClock, MemoryStore
+from interlock_identity.domain.audit import Origin
 from interlock_identity.domain.linking import (
     CodeHash,
+    EmailPolicy,
     MappingId,
     SlackUser,
     UserMapping,
@@ -34,6 +36,7 @@ from interlock_identity.linking import (
     LINK_CODE_LIMIT,
     LINK_CODE_WINDOW,
     EmailMismatch,
+    EmailMustMatch,
     LinkCodeSpent,
     Linking,
     MappingNotFound,
@@ -64,12 +67,14 @@ OLGA = Session(
     Person(UserId("user_olga"), "Olga", "olga@contoso.example"), CONTOSO, Role.OWNER, "ref"
 )
 EMAIL = "mia@northwind.example"
+ORIGIN = Origin("gateway-edge", "/test", "request")
+NO_POLICY = EmailPolicy()
 
 
 class _House:
     """Linking around fakes, with one claimed workspace."""
 
-    def __init__(self) -> None:
+    def __init__(self, emails: EmailPolicy = NO_POLICY) -> None:
         self.clock = ManualClock()
         self.store = MemoryStore(self.clock)
         key = generate_ed25519_key("k1", [Family.ADMIN_GRANT])
@@ -79,6 +84,7 @@ class _House:
             workspaces=self.store,
             links=self.store,
             grant_keys=self.keys,
+            emails=emails,
             clock=self.clock,
             new_id=lambda: str(next(ids)),
             entropy=lambda size: next(codes).to_bytes(size, "big"),
@@ -95,7 +101,8 @@ class _House:
                 installation_id=INSTALLATION,
                 installed_by=BEN.person.user_id,
                 nango=None,
-            )
+            ),
+            ORIGIN,
         )
 
     async def code(self, requester: Requester = IN_SLACK, email: str = EMAIL) -> CodeHash:
@@ -104,7 +111,9 @@ class _House:
 
     async def link(self, session: Session = MIA, requester: Requester = IN_SLACK) -> MappingId:
         code_hash = await self.code(requester, email="")
-        await self.linking.redeem(session, code_hash, email_difference_confirmed=False)
+        await self.linking.redeem(
+            session, code_hash, email_difference_confirmed=False, origin=ORIGIN
+        )
         mapping = await self.store.find_mapping(NORTHWIND.tenant_id, requester.slack_user)
         assert mapping is not None
         return mapping.mapping_id
@@ -155,7 +164,7 @@ async def test_the_confirm_page_learns_what_would_happen(house: _House) -> None:
     code_hash = await house.code()
     for _ in range(2):
         offer = await house.linking.describe(MIA, code_hash)
-        assert offer.workspace.workspace.name == "Acme"
+        assert offer.code.workspace.name == "Acme"
         assert (offer.code.slack_user.user_id, offer.code.display_name) == ("U0MIA", "Mia")
         assert not offer.emails_differ
     assert (await house.linking.describe(BEN, code_hash)).emails_differ
@@ -164,7 +173,9 @@ async def test_the_confirm_page_learns_what_would_happen(house: _House) -> None:
 async def test_redeeming_links_and_resumes(house: _House) -> None:
     """The link is made, and the question may go on as exactly this account."""
     code_hash = await house.code()
-    redeemed = await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False)
+    redeemed = await house.linking.redeem(
+        MIA, code_hash, email_difference_confirmed=False, origin=ORIGIN
+    )
     assert not redeemed.was_linked
     grant = verify_admin_grant(redeemed.resume_grant.reveal(), house.keys, now=house.clock.now())
     assert grant.purpose is AdminPurpose.RESUME
@@ -175,7 +186,7 @@ async def test_redeeming_links_and_resumes(house: _House) -> None:
     )
     assert grant.workspace.team_id == "T0TEAM"
     with pytest.raises(LinkCodeSpent):
-        await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False)
+        await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False, origin=ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +203,21 @@ async def test_a_refused_redeem_leaves_the_code_usable(
     """Outsiders, roles without rights and unconfirmed differences spend nothing."""
     code_hash = await house.code()
     with pytest.raises(refusal):
-        await house.linking.redeem(session, code_hash, email_difference_confirmed=False)
+        await house.linking.redeem(
+            session, code_hash, email_difference_confirmed=False, origin=ORIGIN
+        )
     assert await house.store.find_mapping(NORTHWIND.tenant_id, IN_SLACK.slack_user) is None
-    await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False)
+    await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False, origin=ORIGIN)
 
 
 async def test_confirming_does_not_let_an_outsider_in(house: _House) -> None:
     """The second confirmation is about addresses, not about tenants."""
     code_hash = await house.code()
     with pytest.raises(NotYourTenant):
-        await house.linking.redeem(OLGA, code_hash, email_difference_confirmed=True)
-    redeemed = await house.linking.redeem(BEN, code_hash, email_difference_confirmed=True)
+        await house.linking.redeem(OLGA, code_hash, email_difference_confirmed=True, origin=ORIGIN)
+    redeemed = await house.linking.redeem(
+        BEN, code_hash, email_difference_confirmed=True, origin=ORIGIN
+    )
     assert not redeemed.was_linked
 
 
@@ -221,8 +236,10 @@ async def test_a_linked_slack_user_is_linked_once(house: _House) -> None:
     await house.store.remember(MIA.person, NORTHWIND)
     house.store._mappings[existing.mapping_id] = existing
     with pytest.raises(UserLinkedElsewhere):
-        await house.linking.redeem(BEN, code_hash, email_difference_confirmed=True)
-    redeemed = await house.linking.redeem(MIA, code_hash, email_difference_confirmed=False)
+        await house.linking.redeem(BEN, code_hash, email_difference_confirmed=True, origin=ORIGIN)
+    redeemed = await house.linking.redeem(
+        MIA, code_hash, email_difference_confirmed=False, origin=ORIGIN
+    )
     assert redeemed.was_linked
     with pytest.raises(LinkCodeSpent):
         await house.linking.describe(MIA, code_hash)
@@ -256,19 +273,65 @@ async def test_a_link_is_removed_by_its_person_or_an_administrator(house: _House
     colleague = replace(BEN, role=Role.MEMBER)
     for session in (colleague, OLGA):
         with pytest.raises(MappingNotFound):
-            await house.linking.unlink(session, mapping_id)
-    await house.linking.unlink(MIA, mapping_id)
+            await house.linking.unlink(session, mapping_id, ORIGIN)
+    await house.linking.unlink(MIA, mapping_id, ORIGIN)
     with pytest.raises(MappingNotFound):
-        await house.linking.unlink(MIA, mapping_id)
-    await house.linking.unlink(BEN, await house.link())
+        await house.linking.unlink(MIA, mapping_id, ORIGIN)
+    await house.linking.unlink(BEN, await house.link(), ORIGIN)
     with pytest.raises(RoleNotSufficient):
-        await house.linking.unlink(replace(MIA, role=Role.NONE), mapping_id)
+        await house.linking.unlink(replace(MIA, role=Role.NONE), mapping_id, ORIGIN)
 
 
 async def test_a_slack_user_removes_the_own_link(house: _House) -> None:
     """Unlinking from Slack is idempotent and needs no account."""
     await house.link()
-    assert await house.linking.unlink_self(IN_SLACK)
-    assert not await house.linking.unlink_self(IN_SLACK)
+    assert await house.linking.unlink_self(IN_SLACK, ORIGIN)
+    assert not await house.linking.unlink_self(IN_SLACK, ORIGIN)
     with pytest.raises(WorkspaceNotFound):
-        await house.linking.unlink_self(replace(IN_SLACK, key=replace(KEY, team_id="T0X")))
+        await house.linking.unlink_self(replace(IN_SLACK, key=replace(KEY, team_id="T0X")), ORIGIN)
+
+
+async def test_a_strict_tenant_links_equal_verified_addresses_only() -> None:
+    """Where the policy says so no confirmation helps, and an unknown address is not equal."""
+    policy = EmailPolicy(strict_tenants=frozenset({NORTHWIND.tenant_id}))
+    house = _House(policy)
+    await house.claim()
+    verified = replace(MIA, is_email_verified=True)
+    for email, session in (
+        ("ben@northwind.example", verified),
+        ("", verified),
+        (EMAIL, MIA),
+        (EMAIL, replace(BEN, is_email_verified=True)),
+    ):
+        code_hash = await house.code(email=email)
+        with pytest.raises(EmailMustMatch):
+            await house.linking.describe(session, code_hash)
+        with pytest.raises(EmailMustMatch):
+            await house.linking.redeem(
+                session, code_hash, email_difference_confirmed=True, origin=ORIGIN
+            )
+    code_hash = await house.code(email=EMAIL.upper())
+    redeemed = await house.linking.redeem(
+        verified, code_hash, email_difference_confirmed=False, origin=ORIGIN
+    )
+    assert not redeemed.was_linked
+
+
+async def test_links_and_their_ends_are_recorded(house: _House) -> None:
+    """The record names the Slack user, the account, and whoever ended the link."""
+    mapping_id = await house.link()
+    by_ben = replace(ORIGIN, actor_id="user_ben")
+    await house.linking.unlink(BEN, mapping_id, by_ben)
+    await house.link()
+    by_event = replace(ORIGIN, grant_jti="jti")
+    await house.linking.unlink_self(IN_SLACK, by_event)
+    recorded = [each for each in house.store.audit if each.event.startswith("user.")]
+    assert [(each.event, each.origin) for each in recorded] == [
+        ("user.linked", ORIGIN),
+        ("user.unlinked", by_ben),
+        ("user.linked", ORIGIN),
+        ("user.unlinked", by_event),
+    ]
+    assert {(each.tenant_id, each.user_id, each.slack_user_id) for each in recorded} == {
+        ("northwind", "user_mia", "U0MIA")
+    }

@@ -9,11 +9,13 @@ import pytest
 
 from interlock_chassis.secret import Secret
 from interlock_identity.adapters.memory import FakeAuthServer, ManualClock, MemoryStore
+from interlock_identity.domain.audit import Origin
 from interlock_identity.domain.people import (
     Person,
     Role,
     RoleNotSufficient,
     Session,
+    SessionProof,
     Tenant,
     TenantId,
     UserId,
@@ -22,7 +24,6 @@ from interlock_identity.domain.workspaces import Claim, Workspace, WorkspaceId, 
 from interlock_identity.sessions import (
     AuthServerUnavailable,
     NotSignedIn,
-    SessionProof,
     Sessions,
 )
 from interlock_identity.workspaces import WorkspaceNotFound
@@ -38,6 +39,7 @@ OWNER = Session(
 )
 KEY = WorkspaceKey("", "T0TEAM", "A0APP")
 INSTALLATION = UUID("00000000-0000-4000-8000-000000000001")
+ORIGIN = Origin("gateway-edge", "/test", "request", actor_id="user_ada")
 
 
 class _House:
@@ -54,6 +56,7 @@ class _House:
             source=self.auth,
             people=self.store,
             workspaces=self.store,
+            audit=self.store,
             grant_keys=self.keys,
             clock=self.clock,
             new_id=lambda: f"id{next(ids)}",
@@ -70,7 +73,8 @@ class _House:
                 installation_id=INSTALLATION,
                 installed_by=session.person.user_id,
                 nango=None,
-            )
+            ),
+            ORIGIN,
         )
         return claimed.workspace.workspace
 
@@ -99,9 +103,9 @@ async def test_an_administrator_gets_a_grant_for_one_purpose(house: _House, role
     """The grant names the workspace, the tenant, the account and the purpose, for 5 minutes."""
     workspace = await house.claim(OWNER)
     token, found = await house.sessions.issue_admin_grant(
-        replace(OWNER, role=role), workspace.workspace_id, AdminPurpose.HEALTH
+        replace(OWNER, role=role), workspace.workspace_id, AdminPurpose.HEALTH, ORIGIN
     )
-    assert found.workspace == workspace
+    assert found == workspace
     grant = verify_admin_grant(token.reveal(), house.keys, now=house.clock.now())
     assert (grant.tenant_id, grant.user_id) == ("northwind", "user_ada")
     assert (grant.workspace.team_id, grant.workspace.app_id) == ("T0TEAM", "A0APP")
@@ -117,10 +121,10 @@ async def test_others_get_no_grant(house: _House, role: Role) -> None:
     session = replace(OWNER, role=role)
     with pytest.raises(RoleNotSufficient):
         await house.sessions.issue_admin_grant(
-            session, workspace.workspace_id, AdminPurpose.UNINSTALL
+            session, workspace.workspace_id, AdminPurpose.UNINSTALL, ORIGIN
         )
     with pytest.raises(RoleNotSufficient):
-        await house.sessions.issue_install_grant(session, "0" * 64, "direct")
+        await house.sessions.issue_install_grant(session, "0" * 64, "direct", ORIGIN)
 
 
 async def test_another_tenants_workspace_looks_absent(house: _House) -> None:
@@ -130,16 +134,40 @@ async def test_another_tenants_workspace_looks_absent(house: _House) -> None:
     refusals = []
     for workspace_id in (workspace.workspace_id, WorkspaceId("wsw_none")):
         with pytest.raises(WorkspaceNotFound) as refusal:
-            await house.sessions.issue_admin_grant(outsider, workspace_id, AdminPurpose.AUDIT)
+            await house.sessions.issue_admin_grant(
+                outsider, workspace_id, AdminPurpose.AUDIT, ORIGIN
+            )
         refusals.append(refusal.value.message)
     assert refusals[0] == refusals[1]
 
 
 async def test_an_install_grant_prepares_the_claim(house: _House) -> None:
     """The organization is known once its administrator starts an install."""
-    token = await house.sessions.issue_install_grant(OWNER, "ab" * 32, "nango")
+    token = await house.sessions.issue_install_grant(OWNER, "ab" * 32, "nango", ORIGIN)
     grant = verify_install_grant(token.reveal(), house.keys, now=house.clock.now())
     assert (grant.tenant_id, grant.user_id) == ("northwind", "user_ada")
     assert (grant.state_sha256, grant.source) == ("ab" * 32, "nango")
-    assert await house.store.forget_organization(NORTHWIND.tenant_id) == 0
+    assert await house.store.forget_organization(NORTHWIND.tenant_id, ORIGIN) == 0
     await house.claim(OWNER)
+
+
+async def test_every_grant_is_recorded(house: _House) -> None:
+    """The record names who got which grant for what; a refusal leaves none here."""
+    workspace = await house.claim(OWNER)
+    token, _ = await house.sessions.issue_admin_grant(
+        OWNER, workspace.workspace_id, AdminPurpose.AUDIT, ORIGIN
+    )
+    admin = verify_admin_grant(token.reveal(), house.keys, now=house.clock.now())
+    install = verify_install_grant(
+        (await house.sessions.issue_install_grant(OWNER, "0" * 64, "direct", ORIGIN)).reveal(),
+        house.keys,
+        now=house.clock.now(),
+    )
+    issued = [each for each in house.store.audit if each.event == "grant.issued"]
+    assert [(each.token_jti, each.purpose) for each in issued] == [
+        (admin.jti, "audit"),
+        (install.jti, "install"),
+    ]
+    assert {(each.tenant_id, each.user_id, each.origin) for each in issued} == {
+        ("northwind", "user_ada", ORIGIN)
+    }

@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import TypeVar
 from uuid import uuid4
 
 import structlog
@@ -14,27 +15,58 @@ from grpc import aio
 
 from interlock_chassis.client import open_channel
 from interlock_chassis.clock import SystemClock
-from interlock_chassis.config import MigrationSettings
+from interlock_chassis.config import Environment, MigrationSettings, variable_of
 from interlock_chassis.database import migrate, open_pool
-from interlock_chassis.errors import ServiceError
+from interlock_chassis.errors import ConfigError, ServiceError
 from interlock_chassis.logs import describe_exception
 from interlock_chassis.ops import ops_server
 from interlock_chassis.process import run_process
 from interlock_chassis.server import RpcServer
+from interlock_token_vault.adapters.checkpoints import (
+    CheckpointVerifier,
+    Ed25519Signer,
+    FileCheckpoints,
+    load_checkpoints,
+)
 from interlock_token_vault.adapters.identity_grpc import IdentityClaims
-from interlock_token_vault.adapters.journal import Journal, open_journal
+from interlock_token_vault.adapters.journal import Journal, open_journal, writing
 from interlock_token_vault.adapters.kms_keys import Kms, KmsKeys
 from interlock_token_vault.adapters.local_kms import LocalKms
+from interlock_token_vault.adapters.openbao_kms import TransitKey, open_openbao_kms
 from interlock_token_vault.adapters.postgres import PostgresStore
+from interlock_token_vault.adapters.postgres_apps import PostgresApps
+from interlock_token_vault.adapters.postgres_backup import PostgresBackup
 from interlock_token_vault.adapters.postgres_installs import PostgresInstalls
+from interlock_token_vault.adapters.postgres_keys import PostgresKeys
+from interlock_token_vault.adapters.postgres_rotation import PostgresRotation, open_news
+from interlock_token_vault.adapters.probed_keks import ProbedKeks
+from interlock_token_vault.adapters.registered_apps import RegisteredApps
+from interlock_token_vault.adapters.remote_kms import RemoteKms
+from interlock_token_vault.adapters.restore_staging import RestoreStaging
 from interlock_token_vault.adapters.rows import Pool
 from interlock_token_vault.adapters.slack_oauth import SlackOAuth, open_slack
+from interlock_token_vault.adapters.slack_rotation import SlackRotation
+from interlock_token_vault.adapters.spool import open_spool
+from interlock_token_vault.app_installations import AppInstallations
+from interlock_token_vault.auditing import (
+    AuditExport,
+    Checkpointing,
+    CheckpointNotWritten,
+    Continuity,
+)
 from interlock_token_vault.config import VaultSettings
 from interlock_token_vault.domain.installation import ClientId
 from interlock_token_vault.install_ports import SlackApp
 from interlock_token_vault.installing import Installing
+from interlock_token_vault.keeping import Keeper
+from interlock_token_vault.key_lifecycle import Keks, KeyLifecycle
 from interlock_token_vault.migrations import DATABASE
+from interlock_token_vault.operator_rpc import OperatorRpc
 from interlock_token_vault.refusals import Refusals
+from interlock_token_vault.renewing import Renewing
+from interlock_token_vault.restoring import Restoring
+from interlock_token_vault.rotating import Rotating
+from interlock_token_vault.rotation_ports import Failpoint, pass_by
 from interlock_token_vault.rpc import (
     CALLERS,
     CAPS,
@@ -42,7 +74,8 @@ from interlock_token_vault.rpc import (
     add_services,
     record_refused_call,
 )
-from interlock_token_vault.vault import TokenVault
+from interlock_token_vault.store_rpc import StoreRpc
+from interlock_token_vault.vault import DatabaseUnavailable, TokenVault
 from interlock_tokens.keysets import Keyset
 
 _NAME = "token-vault"
@@ -52,6 +85,13 @@ _GRACE = timedelta(seconds=30)
 _SESSION = {"lock_timeout": "1s"}
 _SWEEP_EVERY = timedelta(seconds=60)
 _FLUSH_EVERY = timedelta(seconds=1)
+# A failed refresh is tried again after seconds; what is due is due for hours.
+_REFRESH_EVERY = timedelta(seconds=5)
+# What a thief in the database can rewrite unseen is what a minute holds.
+_CHECKPOINT_EVERY = timedelta(seconds=60)
+_PARTITIONS_EVERY = timedelta(hours=6)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +99,7 @@ class _Parts:
     """What a vault is put together from: its connections, and its KMS."""
 
     pool: Pool
+    scanner: Pool | None
     journal: Journal
     identity: aio.Channel
     slack: SlackOAuth
@@ -66,22 +107,38 @@ class _Parts:
 
 
 @asynccontextmanager
-async def running(settings: VaultSettings, kms: Kms) -> AsyncIterator[int]:
+async def running(
+    settings: VaultSettings, kms: Kms, *, failpoint: Failpoint = pass_by
+) -> AsyncIterator[int]:
     """Serve the vault until the block ends; yields the gRPC port.
 
-    Begins with a sweep of installs that an earlier process left half-way, and
-    lets running installs come to their end before it stops.
+    Begins with a sweep of installs that an earlier process left half-way and
+    with the answers that it left in its spool, and lets running installs and
+    refreshes come to their end before it stops.
+
+    Args:
+        settings: What it is told.
+        kms: What wraps its data keys.
+        failpoint: Where tests end the process.
 
     Raises:
         ConfigError: The keyset cannot be used, or an address is not free.
     """
+    _require_production(settings)
+    chores: list[_Chore] = []
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(settings.database_url_file, application=_NAME, server_settings=_SESSION)
         )
+        scanner_url = settings.scanner_database_url_file
         parts = _Parts(
             pool=pool,
-            journal=await stack.enter_async_context(open_journal(pool, new_id=uuid4)),
+            scanner=await stack.enter_async_context(
+                open_pool(scanner_url, application=f"{_NAME}-scanner", max_size=3)
+            )
+            if scanner_url
+            else None,
+            journal=await stack.enter_async_context(_open_signed_journal(settings, pool, chores)),
             identity=await stack.enter_async_context(
                 open_channel(settings.identity_address, settings.tls, server="identity")
             ),
@@ -97,11 +154,28 @@ async def running(settings: VaultSettings, kms: Kms) -> AsyncIterator[int]:
         store = PostgresStore(pool, parts.journal)
         refusals = Refusals(store, SystemClock())
         stack.push_async_callback(refusals.close)
-        installing, server = build_server(settings, parts, store, refusals)
-        await stack.enter_async_context(_chores(installing, refusals))
+        keys = KmsKeys(
+            kms,
+            fingerprint_key=settings.fingerprint_key_file,
+            clock=SystemClock(),
+            ttl=timedelta(seconds=settings.dek_cache_ttl_seconds),
+        )
+        renewing = await _open_renewing(stack, settings, parts, keys, failpoint)
+        installing, server = build_server(
+            settings, parts, store, refusals, keys=keys, renewing=renewing
+        )
+        if renewing is not None:
+            await renewing.replay()
+            chores.append(_Chore(_REFRESH_EVERY, renewing.run_due))
+        chores += [
+            _Chore(_SWEEP_EVERY, installing.sweep),
+            _Chore(_FLUSH_EVERY, refusals.flush),
+            _Chore(_PARTITIONS_EVERY, store.make_partitions),
+        ]
+        await stack.enter_async_context(_doing(chores))
         stack.push_async_callback(installing.drain)
         port = await server.start()
-        stack.push_async_callback(server.stop, _GRACE)
+        stack.push_async_callback(_stop_taking, server, renewing)
         ops_port = await stack.enter_async_context(
             ops_server(settings.ops_listen, store.require_ready)
         )
@@ -109,15 +183,140 @@ async def running(settings: VaultSettings, kms: Kms) -> AsyncIterator[int]:
         yield port
 
 
+async def _open_renewing(
+    stack: AsyncExitStack,
+    settings: VaultSettings,
+    parts: _Parts,
+    keys: KmsKeys,
+    failpoint: Failpoint,
+) -> Renewing | None:
+    """Open what refreshes tokens; None where there is no spool to keep an answer in."""
+    if settings.spool_dir is None:
+        structlog.get_logger().warning("rotation_off", lack="INTERLOCK_SPOOL_DIR")
+        return None
+    store = PostgresRotation(parts.pool, parts.journal, failpoint=failpoint)
+    spool = stack.enter_context(open_spool(settings.spool_dir))
+    slack, clock = SlackRotation(parts.slack), SystemClock()
+    keeper = Keeper(
+        store=store,
+        keys=keys,
+        slack=slack,
+        spool=spool,
+        environment=settings.environment.value,
+        failpoint=failpoint,
+    )
+    return Renewing(
+        store=store,
+        rotating=Rotating(
+            store=store, keeper=keeper, slack=slack, spool=spool, clock=clock, failpoint=failpoint
+        ),
+        keeper=keeper,
+        news=await stack.enter_async_context(open_news(parts.pool)),
+        client_id=ClientId(settings.slack_client_id),
+        clock=clock,
+    )
+
+
+async def _stop_taking(server: RpcServer, renewing: Renewing | None) -> None:
+    """End the calls, and meanwhile see running refreshes to their end, or into the spool."""
+    draining = [renewing.drain()] if renewing is not None else []
+    await asyncio.gather(server.stop(_GRACE), *draining)
+
+
+def _require_production(settings: VaultSettings) -> None:
+    """Refuse production without what proves the log whole and keeps Slack's answers safe."""
+    if settings.environment is not Environment.PRODUCTION:
+        return
+    for field in ("audit_checkpoint_key_file", "audit_checkpoint_dir", "spool_dir"):
+        if getattr(settings, field) is None:
+            raise ConfigError(variable_of(field), "required outside development, but not set")
+
+
+@asynccontextmanager
+async def _open_signed_journal(
+    settings: VaultSettings, pool: Pool, chores: "list[_Chore]"
+) -> AsyncIterator[Journal]:
+    """Open the journal; where it leads is signed each minute, and at its end."""
+    key, folder = settings.audit_checkpoint_key_file, settings.audit_checkpoint_dir
+    if key is None or folder is None:
+        async with open_journal(pool, new_id=uuid4) as journal:
+            yield journal
+        return
+    signer, store = Ed25519Signer.from_pem(key), FileCheckpoints(folder)
+    verifier = CheckpointVerifier.from_pem(signer.public_pem.encode())
+    async with AsyncExitStack() as stack:
+        journal = Journal(pool, new_id=uuid4)
+        checkpointing = Checkpointing(journal.heads, signer, store)
+        stack.push_async_callback(_sign_the_end, checkpointing)
+        await stack.enter_async_context(writing(journal))
+        continuity = Continuity(
+            PostgresStore(pool, journal), lambda: load_checkpoints(folder, verifier)[0]
+        )
+        try:
+            await continuity.check()
+        except DatabaseUnavailable:
+            # The process may start before its database; then it looks later.
+            chores.append(_Chore(_FLUSH_EVERY, continuity.check))
+        chores.append(_Chore(_CHECKPOINT_EVERY, checkpointing.write))
+        yield journal
+
+
+async def _sign_the_end(checkpointing: Checkpointing) -> None:
+    try:
+        await checkpointing.write()
+    except CheckpointNotWritten as error:
+        structlog.get_logger().error("last_checkpoint_lost", reason=error.reason)
+
+
 async def serve(settings: VaultSettings, stop: asyncio.Event) -> None:
     """Serve the vault until told to stop."""
-    kms = LocalKms.load(settings.local_keyset_file, environment=settings.environment)
-    async with running(settings, kms):
+    async with open_kms(settings) as kms, running(settings, kms):
         await stop.wait()
 
 
+@asynccontextmanager
+async def open_kms(settings: VaultSettings) -> AsyncIterator[Kms]:
+    """Open the KMS that the settings name; asks it nothing yet.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    match settings.kms:
+        case "local":
+            path = _given(settings.local_keyset_file)
+            yield LocalKms.load(path, environment=settings.environment)
+        case "gcp":
+            # It takes a second and 40 MB, which only this choice is worth.
+            from interlock_token_vault.adapters.gcp_kms import open_gcp_kms  # noqa: PLC0415 - Above.
+
+            async with open_gcp_kms(settings.gcp_kms_url, settings.gcp_kms_key) as kms:
+                yield RemoteKms(kms, SystemClock())
+        case "openbao":
+            async with open_openbao_kms(
+                _given(settings.openbao_url),
+                TransitKey(
+                    settings.openbao_mount, settings.openbao_key, settings.openbao_namespace
+                ),
+                token_file=_given(settings.openbao_token_file),
+                ca_file=settings.openbao_ca_file,
+            ) as kms:
+                yield RemoteKms(kms, SystemClock())
+
+
+def _given(value: _T | None) -> _T:
+    if value is None:
+        raise AssertionError("the settings require what the chosen KMS needs")
+    return value
+
+
 def build_server(
-    settings: VaultSettings, parts: _Parts, store: PostgresStore, refusals: Refusals
+    settings: VaultSettings,
+    parts: _Parts,
+    store: PostgresStore,
+    refusals: Refusals,
+    *,
+    keys: KmsKeys,
+    renewing: Renewing | None,
 ) -> tuple[Installing, RpcServer]:
     """Put the process together around its connections.
 
@@ -128,12 +327,6 @@ def build_server(
     client_id = ClientId(settings.slack_client_id)
     keyset = Keyset.from_json(
         settings.grant_public_keys_file, variable="INTERLOCK_GRANT_PUBLIC_KEYS_FILE"
-    )
-    keys = KmsKeys(
-        parts.kms,
-        fingerprint_key=settings.fingerprint_key_file,
-        clock=clock,
-        ttl=timedelta(seconds=settings.dek_cache_ttl_seconds),
     )
     installing = Installing(
         store=PostgresInstalls(parts.pool, parts.journal),
@@ -155,46 +348,87 @@ def build_server(
         caps=CAPS,
         on_refused=partial(record_refused_call, refusals),
     )
+    vault = TokenVault(store, keys, environment=settings.environment.value, renewals=renewing)
     add_services(
         server,
-        vault=TokenVault(store, keys, environment=settings.environment.value),
+        vault=vault,
+        operator=OperatorRpc(  # type: ignore[abstract] # As TokenRpc.
+            vault,
+            AuditExport(store),
+            KeyLifecycle(
+                store=PostgresKeys(parts.pool, parts.scanner, parts.journal),
+                keys=keys,
+                keks=parts.kms if isinstance(parts.kms, Keks) else ProbedKeks(parts.kms),
+                slack=parts.slack,
+                client_id=client_id,
+                environment=settings.environment.value,
+            ),
+            Restoring(
+                store=PostgresBackup(parts.pool, parts.scanner, parts.journal),
+                keys=keys,
+                slack=parts.slack,
+                client_id=client_id,
+                environment=settings.environment.value,
+            ),
+            RestoreStaging(),
+        ),
+        store=StoreRpc(
+            AppInstallations(
+                store=PostgresApps(parts.pool, parts.journal),
+                keys=keys,
+                environment=settings.environment.value,
+                new_id=uuid4,
+            ),
+            _registered_apps(settings, client_id),
+            refusals,
+        ),
         installing=installing,
         grants=GrantReader(keyset, client_id=client_id, clock=clock, refusals=refusals),
     )
     return installing, server
 
 
+def _registered_apps(settings: VaultSettings, own: ClientId) -> RegisteredApps:
+    document = settings.registered_apps_file
+    return RegisteredApps.from_json(document, own=own) if document else RegisteredApps({})
+
+
+@dataclass(frozen=True)
+class _Chore:
+    """What comes round again."""
+
+    interval: timedelta
+    work: Callable[[], Awaitable[None]]
+
+    async def repeat(self, stop: asyncio.Event) -> None:
+        """Do it once at least, and again after each interval, whatever it fails with."""
+        log, name = structlog.get_logger(), getattr(self.work, "__qualname__", "chore")
+        while True:
+            try:
+                await self.work()
+            except ServiceError as error:
+                log.warning("chore_failed", chore=name, reason=error.reason)
+            except Exception as error:  # noqa: BLE001 - A bug in a chore must not end the reads.
+                cause = describe_exception(error)
+                log.error("chore_failed", chore=name, cause=cause)  # noqa: TRY400 - Texts stay here.
+            try:
+                await asyncio.wait_for(stop.wait(), self.interval.total_seconds())
+            except TimeoutError:
+                continue
+            return
+
+
 @asynccontextmanager
-async def _chores(installing: Installing, refusals: Refusals) -> AsyncIterator[None]:
-    """Do what comes round again while the block runs."""
+async def _doing(chores: Sequence[_Chore]) -> AsyncIterator[None]:
+    """Do the chores while the block runs."""
     stop = asyncio.Event()
-    async with asyncio.TaskGroup() as chores:
-        chores.create_task(_every(_SWEEP_EVERY, installing.sweep, stop))
-        chores.create_task(_every(_FLUSH_EVERY, refusals.flush, stop))
+    async with asyncio.TaskGroup() as group:
+        for chore in chores:
+            group.create_task(chore.repeat(stop))
         try:
             yield
         finally:
             stop.set()
-
-
-async def _every(
-    interval: timedelta, chore: Callable[[], Awaitable[None]], stop: asyncio.Event
-) -> None:
-    """Do a chore once at least, and again after each interval, whatever it fails with."""
-    log = structlog.get_logger()
-    while True:
-        try:
-            await chore()
-        except ServiceError as error:
-            log.warning("chore_failed", chore=chore.__qualname__, reason=error.reason)
-        except Exception as error:  # noqa: BLE001 - A bug in a chore must not end the reads.
-            cause = describe_exception(error)
-            log.error("chore_failed", chore=chore.__qualname__, cause=cause)  # noqa: TRY400 - Texts stay here.
-        try:
-            await asyncio.wait_for(stop.wait(), interval.total_seconds())
-        except TimeoutError:
-            continue
-        return
 
 
 async def bring_up_to_date(settings: MigrationSettings, _: asyncio.Event) -> None:

@@ -5,8 +5,11 @@ Whose installation a call is about comes from its grant and from nowhere else.
 
 import base64
 import binascii
+import hashlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -49,6 +52,7 @@ from interlock_tokens.verifying import (
     verify_admin_grant,
     verify_event_or_admin,
     verify_install_grant,
+    verify_slack_grant,
 )
 
 if TYPE_CHECKING:
@@ -94,10 +98,18 @@ _TABLE: Mapping[str, Mapping[str, frozenset[str]]] = {
         "ListKeys": _OPERATOR,
         "PromoteKey": _OPERATOR,
         "RewrapKeys": _OPERATOR,
+        "RetireKey": _OPERATOR,
+        "RotateDataKey": _OPERATOR,
+        "RekeyInstallation": _OPERATOR,
+        "ShredInstallation": _OPERATOR,
         "SetFreeze": _OPERATOR,
         "ImportToken": _OPERATOR,
         "ExportAudit": _OPERATOR,
         "Backup": _OPERATOR,
+        "StageRestore": _OPERATOR,
+        "Restore": _OPERATOR,
+        "BuryInstallations": _OPERATOR,
+        "ReleaseHold": _OPERATOR,
     },
 }
 
@@ -113,9 +125,16 @@ CAPS: Mapping[str, timedelta] = {
     f"/{_V1}.InstallService/CompleteOAuthInstall": timedelta(seconds=30),
     f"/{_V1}.InstallService/CompleteNangoInstall": timedelta(seconds=30),
     f"/{_V1}.OperatorService/RewrapKeys": timedelta(minutes=30),
+    f"/{_V1}.OperatorService/RekeyInstallation": timedelta(seconds=30),
     f"/{_V1}.OperatorService/ExportAudit": timedelta(minutes=30),
     f"/{_V1}.OperatorService/Backup": timedelta(minutes=30),
+    f"/{_V1}.OperatorService/Restore": timedelta(minutes=30),
+    f"/{_V1}.OperatorService/BuryInstallations": timedelta(seconds=30),
+    f"/{_V1}.OperatorService/ReleaseHold": timedelta(minutes=30),
 }
+
+# What a read takes from the database, the KMS and the network once its token is there.
+_RELEASE_TIME = timedelta(seconds=1)
 
 # Purposes that end in a call of Slack with the bot's token.
 _BOT_PURPOSES = (
@@ -126,11 +145,34 @@ _BOT_PURPOSES = (
     AdminPurpose.RESUME,
 )
 
+# About 1 kB each: the events of the last minutes, at a few hundred a second.
+_MAX_VERIFIED = 4096
+
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A grant that verified, good from then to its end.
+
+    Attributes:
+        key: The installation that it is about.
+        since: When it verified, in epoch seconds; before that it does not count.
+        until: The end of the grant or of a key, whichever is first.
+    """
+
+    grant: SlackGrant | AdminGrant
+    key: InstallationKey
+    since: float
+    until: float
 
 
 class GrantReader:
     """Verify grants, and record those that do not pass.
+
+    A grant that verified for a bot is not verified again within its life, nor
+    beyond that of any key: what is kept is its SHA-256 and what it said. Its
+    time and its purpose are looked at whenever it is shown.
 
     Args:
         keyset: Public keys of the grants' signers.
@@ -144,6 +186,8 @@ class GrantReader:
         self._client_id = client_id
         self._clock = clock
         self._refusals = refusals
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._ends_of_keys = [key.retire_after for key in keyset.keys if key.retire_after]
 
     async def for_bot(self, token: str) -> tuple[InstallationKey, Origin]:
         """Take the installation from a grant that lets its bearer read the bot token.
@@ -152,11 +196,26 @@ class GrantReader:
             InvalidToken: The grant does not verify.
             PurposeNotGranted: An adminGrant of a purpose that needs no bot.
         """
+        now, digest = self._clock.now(), hashlib.sha256(token.encode()).digest()
+        known = self._recall(digest, now)
+        if known is None:
+            async with self._recorded():
+                known = self._verify(token, now)
+            self._keep(digest, known)
+        if isinstance(known.grant, AdminGrant):
+            async with self._recorded():
+                require_purpose(known.grant, *_BOT_PURPOSES)
+        return known.key, _origin_of(known.grant)
+
+    async def for_user(self, token: str) -> tuple[InstallationKey, str, Origin]:
+        """Take the installation and the Slack user from the grant of an event of theirs.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+        """
         async with self._recorded():
-            grant = verify_event_or_admin(token, self._keyset, self._clock.now())
-            if isinstance(grant, AdminGrant):
-                require_purpose(grant, *_BOT_PURPOSES)
-            return self._key(grant.workspace), _origin_of(grant)
+            grant = verify_slack_grant(token, self._keyset, now=self._clock.now())
+            return self._key(grant.workspace), grant.slack_user_id, _origin_of(grant)
 
     async def for_audit(self, token: str) -> InstallationKey:
         """Take the installation from a grant that lets its bearer list the audit log.
@@ -185,8 +244,31 @@ class GrantReader:
             state_sha256=grant.state_sha256,
             source=grant.source,
             expires_at=grant.expires_at,
-            origin=_origin(purpose="install", grant_id=grant.jti, subject=grant.user_id),
+            origin=call_origin(purpose="install", grant_id=grant.jti, subject=grant.user_id),
         )
+
+    def _recall(self, digest: bytes, now: datetime) -> _Verified | None:
+        known = self._verified.get(digest)
+        if known is None:
+            return None
+        if not known.since <= now.timestamp() < known.until:
+            del self._verified[digest]
+            return None
+        self._verified.move_to_end(digest)
+        return known
+
+    def _verify(self, token: str, now: datetime) -> _Verified:
+        grant = verify_event_or_admin(token, self._keyset, now)
+        # Whichever key signed it, it is not taken once a key has retired since.
+        since = now.timestamp()
+        ends = [end for end in self._ends_of_keys if end > since]
+        until = min([grant.expires_at.timestamp(), *ends])
+        return _Verified(grant, self._key(grant.workspace), since, until)
+
+    def _keep(self, digest: bytes, verified: _Verified) -> None:
+        self._verified[digest] = verified
+        if len(self._verified) > _MAX_VERIFIED:
+            self._verified.popitem(last=False)
 
     @asynccontextmanager
     async def _recorded(self) -> AsyncIterator[None]:
@@ -195,7 +277,7 @@ class GrantReader:
         except (InvalidToken, PurposeNotGranted) as refusal:
             problem = refusal.problem if isinstance(refusal, InvalidToken) else ""
             _log.info("grant_refused", reason=refusal.reason, problem=problem)
-            await self._refusals.note(_origin(), refusal.reason)
+            await self._refusals.note(call_origin(), refusal.reason)
             raise
 
     def _key(self, workspace: Workspace) -> InstallationKey:
@@ -232,14 +314,14 @@ class InstallRpc(services.InstallServiceServicer):
         ask = await self._grants.for_install(request.grant)
         installed = await self._installing.complete(ask, Secret(request.code), request.redirect_uri)
         return pb.CompleteOAuthInstallResponse(
-            installation=_installation(installed.installation),
+            installation=installation_message(installed.installation),
             is_reinstall=installed.is_reinstall,
             extra_scopes=installed.extra_scopes,
         )
 
 
 class TokenRpc(services.TokenServiceServicer):
-    """TokenService. Users' tokens, revocation and uninstall are not served yet."""
+    """TokenService. Revocation and uninstall are not served yet."""
 
     def __init__(self, vault: TokenVault, grants: GrantReader) -> None:
         self._vault = vault
@@ -251,7 +333,7 @@ class TokenRpc(services.TokenServiceServicer):
         request: pb.ReadBotTokenRequest,
         context: "_Context[pb.ReadBotTokenRequest, pb.ReadBotTokenResponse]",
     ) -> pb.ReadBotTokenResponse:
-        return _released(await self._vault.read(await self._ask(request)))
+        return _released(await self._vault.read(await self._ask(request, _patience(context))))
 
     @override
     async def ReadBotTokens(
@@ -263,7 +345,7 @@ class TokenRpc(services.TokenServiceServicer):
         verdicts: list[ReleasedToken | ServiceError | None] = []
         for read in request.reads:
             try:
-                asks.append(await self._ask(read))
+                asks.append(await self._ask(read, _patience(context)))
                 verdicts.append(None)
             except ServiceError as refusal:
                 verdicts.append(refusal)
@@ -272,9 +354,24 @@ class TokenRpc(services.TokenServiceServicer):
             verdicts=[_verdict(verdict or next(released)) for verdict in verdicts]
         )
 
-    async def _ask(self, read: pb.ReadBotTokenRequest) -> ReadAsk:
+    @override
+    async def ReadUserToken(
+        self,
+        request: pb.ReadUserTokenRequest,
+        context: "_Context[pb.ReadUserTokenRequest, pb.ReadUserTokenResponse]",
+    ) -> pb.ReadUserTokenResponse:
+        key, user_id, origin = await self._grants.for_user(request.grant)
+        ask = ReadAsk(key, origin, request.newer_than_generation, user_id, _patience(context))
+        released = await self._vault.read(ask)
+        return pb.ReadUserTokenResponse(
+            user_token=released.token.reveal(),
+            generation=released.generation,
+            expires_at=timestamp(released.expires_at),
+        )
+
+    async def _ask(self, read: pb.ReadBotTokenRequest, patience: timedelta) -> ReadAsk:
         key, origin = await self._grants.for_bot(read.grant)
-        return ReadAsk(key=key, origin=origin, newer_than=read.newer_than_generation)
+        return ReadAsk(key, origin, read.newer_than_generation, patience=patience)
 
 
 class AuditRpc(services.AuditServiceServicer):
@@ -302,13 +399,18 @@ class AuditRpc(services.AuditServiceServicer):
 
 
 def add_services(
-    server: RpcServer, *, vault: TokenVault, installing: Installing, grants: GrantReader
+    server: RpcServer,
+    *,
+    vault: TokenVault,
+    installing: Installing,
+    grants: GrantReader,
+    operator: services.OperatorServiceServicer,
+    store: services.InstallationStoreServiceServicer,
 ) -> None:
     """Serve every service of the contract.
 
     What has no method here is answered UNIMPLEMENTED, after the caller check.
     """
-    store, operator = services.InstallationStoreServiceServicer, services.OperatorServiceServicer
     server.add(
         services.add_InstallServiceServicer_to_server,
         InstallRpc(installing, grants),  # type: ignore[abstract] # The rest is UNIMPLEMENTED.
@@ -326,12 +428,12 @@ def add_services(
     )
     server.add(
         services.add_InstallationStoreServiceServicer_to_server,
-        store(),  # type: ignore[abstract] # All of it is UNIMPLEMENTED.
+        store,
         f"{_V1}.InstallationStoreService",
     )
     server.add(
         services.add_OperatorServiceServicer_to_server,
-        operator(),  # type: ignore[abstract] # All of it is UNIMPLEMENTED.
+        operator,
         f"{_V1}.OperatorService",
     )
 
@@ -342,7 +444,8 @@ async def record_refused_call(refusals: Refusals, refused: Refused) -> None:
     await refusals.note(origin, refused.reason)
 
 
-def _origin(*, purpose: str = "", grant_id: str = "", subject: str = "") -> Origin:
+def call_origin(*, purpose: str = "", grant_id: str = "", subject: str = "") -> Origin:
+    """Say where the call being served comes from, as the audit log records it."""
     call = current_call()
     return Origin(
         actor=call.caller,
@@ -357,19 +460,27 @@ def _origin(*, purpose: str = "", grant_id: str = "", subject: str = "") -> Orig
 
 def _origin_of(grant: SlackGrant | AdminGrant) -> Origin:
     if isinstance(grant, SlackGrant):
-        return _origin(purpose=grant.event_type, grant_id=grant.jti, subject=grant.slack_user_id)
-    return _origin(
+        return call_origin(
+            purpose=grant.event_type, grant_id=grant.jti, subject=grant.slack_user_id
+        )
+    return call_origin(
         purpose=grant.purpose.value,
         grant_id=grant.jti,
         subject=grant.slack_user_id or grant.user_id,
     )
 
 
+def _patience(context: "_Context[_Q, _A]") -> timedelta:
+    """Return how long the call may wait for a new token and still release it in time."""
+    left = timedelta(seconds=context.time_remaining() or 0) - _RELEASE_TIME
+    return max(left, timedelta(0))
+
+
 def _released(token: ReleasedToken) -> pb.ReadBotTokenResponse:
     return pb.ReadBotTokenResponse(
         bot_token=token.token.reveal(),
         generation=token.generation,
-        expires_at=_timestamp(token.expires_at),
+        expires_at=timestamp(token.expires_at),
         bot_user_id=token.bot_user_id,
         team_id=token.team_id,
     )
@@ -384,7 +495,8 @@ def _verdict(verdict: ReleasedToken | ServiceError) -> pb.ReadBotTokensVerdict:
     return pb.ReadBotTokensVerdict(refusal=refusal)
 
 
-def _installation(installation: Installation) -> pb.Installation:
+def installation_message(installation: Installation) -> pb.Installation:
+    """Turn an installation into the contract's form."""
     key = installation.key
     return pb.Installation(
         installation_id=str(installation.id),
@@ -395,7 +507,7 @@ def _installation(installation: Installation) -> pb.Installation:
         name=installation.name,
         bot_user_id=installation.bot_user_id,
         bot_scopes=installation.bot_scopes,
-        installed_at=_timestamp(installation.installed_at),
+        installed_at=timestamp(installation.installed_at),
     )
 
 
@@ -404,7 +516,7 @@ def _audit_event(record: ChainedEvent) -> pb.AuditEvent:
     return pb.AuditEvent(
         chain_id=str(record.chain_id),
         seq=record.seq,
-        at=_timestamp(record.at),
+        at=timestamp(record.at),
         action=event.action,
         actor=origin.actor,
         rpc=origin.rpc,
@@ -426,7 +538,8 @@ def _audit_event(record: ChainedEvent) -> pb.AuditEvent:
     )
 
 
-def _timestamp(instant: datetime | None) -> Timestamp | None:
+def timestamp(instant: datetime | None) -> Timestamp | None:
+    """Turn an instant into the contract's form; None stays absent."""
     if instant is None:
         return None
     stamp = Timestamp()

@@ -7,7 +7,8 @@ loaded the ciphertext, open, release. No record, no token.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
@@ -16,21 +17,26 @@ import structlog
 from interlock_chassis.errors import InvalidArgument, Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.audit import AuditEvent, ChainedEvent, Origin
+from interlock_token_vault.domain.backup import Mac
 from interlock_token_vault.domain.envelope import (
+    Bound,
     CannotOpen,
     KeyContext,
+    SealedBytes,
     SealedToken,
     TokenContext,
     WrappedDek,
 )
 from interlock_token_vault.domain.installation import (
     Installation,
+    InstallationId,
     InstallationKey,
     InstallationState,
     TokenKind,
     TokenRef,
     TokenSlot,
 )
+from interlock_token_vault.domain.rotation import HARD_LIMIT
 
 DEFAULT_PAGE = 50
 
@@ -44,11 +50,39 @@ class InstallationNotFound(ServiceError):
     reason = "INSTALLATION_NOT_FOUND"
 
 
+class UserTokenNotFound(ServiceError):
+    """The user gave the app no token."""
+
+    kind = Kind.NOT_FOUND
+    reason = "USER_TOKEN_NOT_FOUND"
+
+
+class ReleasesFrozen(ServiceError):
+    """An operator has stopped the release of tokens."""
+
+    kind = Kind.PRECONDITION
+    reason = "RELEASES_FROZEN"
+
+
+class OnHold(ServiceError):
+    """The stored tokens come from a backup and are not known to be the living ones."""
+
+    kind = Kind.PRECONDITION
+    reason = "ON_HOLD"
+
+
 class NeedsReinstall(ServiceError):
     """Slack no longer takes the stored token; an administrator must install the app again."""
 
     kind = Kind.PRECONDITION
     reason = "NEEDS_REINSTALL"
+
+
+class RefreshPending(ServiceError):
+    """The token is about to end, and its successor is not there yet."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "REFRESH_PENDING"
 
 
 class KmsUnavailable(ServiceError):
@@ -107,6 +141,14 @@ class DataKey(Protocol):
         """Seal a token into its place; raises as `open`."""
         ...
 
+    async def open_value(self, sealed: SealedBytes, bound: Bound) -> Secret[str]:
+        """Open what was sealed into any place; raises as `open`."""
+        ...
+
+    async def seal_value(self, value: Secret[str], bound: Bound) -> SealedBytes:
+        """Seal a text into any place; raises as `open`."""
+        ...
+
 
 class Keys(Protocol):
     """Data keys, guarded by a KMS."""
@@ -123,19 +165,54 @@ class Keys(Protocol):
         """Prepare to use a stored data key; asks nobody yet."""
         ...
 
+    async def rewrap(self, wrapped: WrappedDek, context: KeyContext) -> WrappedDek:
+        """Wrap a stored data key again, under the primary key.
+
+        Raises:
+            CannotOpen, KmsUnavailable, KekDisabled: As DataKey.open.
+        """
+        ...
+
     def ref(self, token: Secret[str]) -> TokenRef:
         """Fingerprint a token under a key of our own."""
         ...
 
+    def new_mac(self) -> Mac:
+        """Begin a MAC under a key of our own, over more than fits in memory."""
+        ...
+
+
+class Stop(Enum):
+    """Why nothing is released, whoever asks."""
+
+    FROZEN = "frozen"
+    """An operator wants it so."""
+
+    HELD = "held"
+    """What is stored was restored, and has not been looked at since."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTarget:
+    """One token of an installation.
+
+    Attributes:
+        user_id: Whose token; empty for the bot's.
+    """
+
+    key: InstallationKey
+    user_id: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the store holds for an installation's bot.
+    """What the store holds for a target.
 
     Attributes:
         at: The database's clock in the loading transaction.
         audited_generation: The highest generation that the audit log names for
             this installation, as far as this process knows; 0 for none.
+        stopped: Whether releases are stopped here, or in the whole vault.
     """
 
     installation: Installation
@@ -143,6 +220,7 @@ class Loaded:
     wrapped: WrappedDek | None
     at: datetime
     audited_generation: int = 0
+    stopped: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +254,13 @@ class AuditCursor:
 class VaultStore(Protocol):
     """The vault's database, as reading needs it."""
 
-    async def load_recorded(self, key: InstallationKey, judge: Judge) -> Verdict:
-        """Load an installation's bot, judge it, and commit the verdict's record.
+    async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
+        """Load a token, judge it, and commit the verdict's record.
 
         Returns after the commit. Many callers share one transaction.
 
         Args:
-            key: The only installation that the transaction can see.
+            target: Its installation is the only one that the transaction can see.
             judge: Pure and quick; called inside the transaction.
 
         Raises:
@@ -208,20 +286,81 @@ class VaultStore(Protocol):
         """
         ...
 
+    async def stop_releases(
+        self, installation_id: InstallationId | None, stop: Stop, note: str, event: AuditEvent
+    ) -> None:
+        """Stop releases of one installation, or of all for None; recorded if that is new.
+
+        Raises:
+            InstallationNotFound: There is no such installation.
+            DatabaseUnavailable: It is not known to be stopped.
+        """
+        ...
+
+    async def resume_releases(
+        self, installation_id: InstallationId | None, stop: Stop, event: AuditEvent
+    ) -> None:
+        """Undo `stop_releases`; recorded if it was in force.
+
+        Raises:
+            DatabaseUnavailable: It is not known to be undone.
+        """
+        ...
+
+
+class Renewals(Protocol):
+    """What makes tokens new."""
+
+    async def renew(
+        self, installation_id: InstallationId, user_id: str, above: int, patience: timedelta
+    ) -> None:
+        """Wait until a token above a generation is stored, and see to it that one will be.
+
+        Raises:
+            InstallationNotFound: It is gone.
+            NeedsReinstall: There will be none.
+            RefreshPending: The patience is over.
+            DatabaseUnavailable: The database does not answer.
+        """
+        ...
+
+
+class NoRenewals:
+    """Renewals of a vault that renews nothing: what ends needs a reinstall."""
+
+    async def renew(
+        self,
+        installation_id: InstallationId,  # noqa: ARG002 - The signature is the port's.
+        user_id: str,  # noqa: ARG002 - As above.
+        above: int,  # noqa: ARG002 - As above.
+        patience: timedelta,  # noqa: ARG002 - As above.
+    ) -> None:
+        """Refuse; see Renewals."""
+        raise NeedsReinstall
+
 
 @dataclass(frozen=True, slots=True)
 class ReadAsk:
-    """A verified wish for a bot token.
+    """A verified wish for a token.
 
     Attributes:
         key: The installation, from the grant.
         origin: Who asks, and with which grant.
         newer_than: Only a generation above this one will do; 0 takes any.
+        user_id: Whose token, from the grant; empty for the bot's.
+        patience: How long to wait for a new token where the stored one will not do.
     """
 
     key: InstallationKey
     origin: Origin
     newer_than: int = 0
+    user_id: str = ""
+    patience: timedelta = timedelta(0)
+
+    @property
+    def kind(self) -> TokenKind:
+        """Whose credential is wanted."""
+        return TokenKind.USER if self.user_id else TokenKind.BOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +381,21 @@ class ReleasedToken:
 class TokenVault:
     """Release tokens and show the record of it."""
 
-    def __init__(self, store: VaultStore, keys: Keys, *, environment: str) -> None:
+    def __init__(
+        self,
+        store: VaultStore,
+        keys: Keys,
+        *,
+        environment: str,
+        renewals: Renewals | None = None,
+    ) -> None:
         self._store = store
         self._keys = keys
         self._environment = environment
+        self._renewals = renewals or NoRenewals()
 
     async def read(self, ask: ReadAsk) -> ReleasedToken:
-        """Release the bot token of the asked installation.
+        """Release a token of the asked installation.
 
         Commits one audit record before the token is opened, and a second one
         if it does not open. Asks the KMS unless the data key is cached; never
@@ -256,13 +403,20 @@ class TokenVault:
 
         Raises:
             InstallationNotFound: The app is not installed there.
-            NeedsReinstall: The token has ended, or no newer one exists.
+            UserTokenNotFound: The user gave it no token.
+            ReleasesFrozen, OnHold: Nothing is released there for now.
+            NeedsReinstall: The token has ended, or is about to, and none will follow.
+            RefreshPending: A newer one is on its way; its `retry_after` says when to ask.
             CannotOpen: Stored data is not what was stored.
             KmsUnavailable: The KMS does not answer.
             KekDisabled: The wrapping key is gone.
             DatabaseUnavailable: The record could not be committed.
         """
-        verdict = await self._store.load_recorded(ask.key, lambda found: self._judge(ask, found))
+        target = ReadTarget(ask.key, ask.user_id)
+        verdict = await self._store.load_recorded(target, lambda found: self._judge(ask, found))
+        if isinstance(verdict.refusal, RefreshPending):
+            await self._await_renewal(ask, verdict.event)
+            verdict = await self._store.load_recorded(target, lambda found: self._judge(ask, found))
         if verdict.refusal is not None:
             raise verdict.refusal
         loaded, data_key = verdict.loaded, verdict.data_key
@@ -272,11 +426,11 @@ class TokenVault:
             environment=self._environment,
             key=ask.key,
             installation_id=loaded.installation.id,
-            user_id="",
-            kind=TokenKind.BOT,
+            user_id=ask.user_id,
+            kind=ask.kind,
             slot=TokenSlot.ACCESS,
             dek_id=loaded.sealed.dek_id,
-            generation=loaded.installation.generation,
+            generation=loaded.sealed.generation,
         )
         try:
             token = await data_key.open(loaded.sealed, context)
@@ -334,27 +488,71 @@ class TokenVault:
         last = records[size - 1]
         return records[:size], AuditCursor(last.at, last.chain_id, last.seq)
 
+    async def freeze(
+        self, installation_id: InstallationId | None, note: str, origin: Origin
+    ) -> None:
+        """Stop the release of tokens, of one installation or of all for None.
+
+        No read whose transaction begins after this returns is released.
+        Commits one audit record, with the note, unless it was frozen before.
+
+        Raises:
+            InstallationNotFound: There is no such installation.
+            DatabaseUnavailable: It is not known to be frozen.
+        """
+        event = AuditEvent(
+            "releases.frozen", replace(origin, purpose=note), installation_id=installation_id
+        )
+        await self._store.stop_releases(installation_id, Stop.FROZEN, note, event)
+
+    async def unfreeze(
+        self, installation_id: InstallationId | None, note: str, origin: Origin
+    ) -> None:
+        """Undo `freeze` of the same argument; raises as it does."""
+        event = AuditEvent(
+            "releases.resumed", replace(origin, purpose=note), installation_id=installation_id
+        )
+        await self._store.resume_releases(installation_id, Stop.FROZEN, event)
+
+    async def _await_renewal(self, ask: ReadAsk, event: AuditEvent) -> None:
+        """Wait for the generation after the one on record; that there is none goes on record."""
+        if event.installation_id is None:
+            raise AssertionError("a token that is about to end is one of an installation")
+        try:
+            await self._renewals.renew(
+                event.installation_id, ask.user_id, event.generation, ask.patience
+            )
+        except DatabaseUnavailable:
+            raise
+        except ServiceError as error:
+            refused = replace(event, action="token.refused", outcome=error.reason)
+            await self._store.record([refused])
+            raise
+
     def _judge(self, ask: ReadAsk, found: Loaded | None) -> Verdict:
         refusal = _find_refusal(ask, found)
+        wrapped = found.wrapped if found and not refusal else None
+        data_key = (
+            self._keys.take(
+                wrapped, KeyContext(self._environment, ask.key.client_id, found.installation.id)
+            )
+            if found and wrapped
+            else None
+        )
         event = AuditEvent(
-            action="token.refused" if refusal else "token.read",
+            action=_action_of(refusal),
             origin=ask.origin,
             outcome=refusal.reason if refusal else "allowed",
             installation_id=found.installation.id if found else None,
             enterprise_id=ask.key.enterprise_id,
             team_id=ask.key.team_id,
-            token_kind=TokenKind.BOT.value,
-            generation=found.installation.generation if found else 0,
+            token_kind=ask.kind.value,
             token_ref=found.sealed.ref if found and found.sealed else "",
+            generation=_generation_of(ask, found),
+            kek_version=wrapped.kek_version if wrapped else "",
+            dek_source=data_key.source if data_key else "",
         )
-        if refusal or found is None or found.wrapped is None:
-            return Verdict(event, refusal)
-        wrapped = found.wrapped
-        data_key = self._keys.take(
-            wrapped, KeyContext(self._environment, ask.key.client_id, found.installation.id)
-        )
-        event = replace(event, kek_version=wrapped.kek_version, dek_source=data_key.source)
-        return Verdict(event, None, found, data_key)
+        return Verdict(event, refusal, found if data_key else None, data_key)
 
     async def _record_unopened(self, read: AuditEvent, error: ServiceError) -> None:
         event = replace(read, action="token.unopened", outcome=error.reason)
@@ -366,20 +564,43 @@ class TokenVault:
             _log.exception("audit_record_lost", action=event.action)
 
 
+def _generation_of(ask: ReadAsk, found: Loaded | None) -> int:
+    """Return the generation that a read is on record with; 0 where there is none."""
+    if found is None:
+        return 0
+    if ask.user_id:
+        return found.sealed.generation if found.sealed else 0
+    return found.installation.generation
+
+
 def _find_refusal(ask: ReadAsk, found: Loaded | None) -> ServiceError | None:
     """Judge a read by what the database holds; None lets it pass."""
     if found is None or found.installation.state is not InstallationState.ACTIVE:
         return InstallationNotFound()
-    sealed, generation = found.sealed, found.installation.generation
+    if found.stopped is not None:
+        return ReleasesFrozen() if found.stopped is Stop.FROZEN else OnHold()
+    sealed = found.sealed
     if sealed is None:
-        return NeedsReinstall()
-    is_older = sealed.generation != generation or generation < found.audited_generation
-    if found.wrapped is None or is_older:
+        return UserTokenNotFound() if ask.user_id else NeedsReinstall()
+    if found.wrapped is None or _is_older(ask, sealed, found):
         # A key that is gone without a purge, or a token, or the whole
         # installation, put back from an older state of the database.
         return CannotOpen()
-    if generation <= ask.newer_than:
+    if sealed.generation < ask.newer_than:
+        # Nobody was given what the reader says it has.
         return NeedsReinstall()
-    if sealed.expires_at is not None and sealed.expires_at <= found.at:
-        return NeedsReinstall()
-    return None
+    is_ending = sealed.expires_at is not None and sealed.expires_at - HARD_LIMIT <= found.at
+    return RefreshPending() if is_ending or sealed.generation == ask.newer_than else None
+
+
+def _action_of(refusal: ServiceError | None) -> str:
+    if refusal is None:
+        return "token.read"
+    return "token.awaited" if isinstance(refusal, RefreshPending) else "token.refused"
+
+
+def _is_older(ask: ReadAsk, sealed: SealedToken, found: Loaded) -> bool:
+    """Tell whether something was put back; each user's token has a generation of its own."""
+    generation = found.installation.generation
+    is_row_older = generation < found.audited_generation
+    return is_row_older or (not ask.user_id and sealed.generation != generation)

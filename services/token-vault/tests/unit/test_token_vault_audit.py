@@ -14,8 +14,8 @@ from interlock_token_vault.domain.audit import (
     AuditEvent,
     ChainedEvent,
     Origin,
-    find_first_break,
 )
+from interlock_token_vault.domain.audit_log import find_first_break
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -129,3 +129,13 @@ def test_any_text_is_made_storable(text: str) -> None:
         assert len(each) <= 512
         assert "\0" not in each
         each.encode()
+
+
+def test_time_in_a_chain_never_goes_back() -> None:
+    """A failed-over database with a slower clock does not put records before their like."""
+    chain = AuditChain(UUID(int=1))
+    first = chain.extend(_events(1), AT)
+    chain.advance(first)
+    second = chain.extend(_events(1), AT - timedelta(minutes=5))
+    assert second[0].at == AT
+    assert find_first_break([*first, *second]) is None

@@ -14,7 +14,9 @@ from interlock_chassis.config import load_settings, variable_of
 from interlock_chassis.errors import ConfigError
 from interlock_token_vault import rpc
 from interlock_token_vault.config import BOT_SCOPES, VaultSettings
+from interlock_token_vault.operator_rpc import OperatorRpc
 from interlock_token_vault.rpc import CALLERS, CAPS
+from interlock_token_vault.store_rpc import StoreRpc
 
 README = Path(rpc.__file__).parents[2] / "README.md"
 V1 = "interlock.token_vault.v1"
@@ -71,6 +73,8 @@ def test_the_readme_lists_what_is_not_served_yet() -> None:
             (INSTALL, rpc.InstallRpc),
             (TOKEN, rpc.TokenRpc),
             (AUDIT, rpc.AuditRpc),
+            (OPERATOR, OperatorRpc),
+            (STORE, StoreRpc),
         )
         for method in token_vault_pb2.DESCRIPTOR.services_by_name[service].methods
         if method.name in vars(servicer)
@@ -149,3 +153,73 @@ def test_a_short_fingerprint_key_stops_it(environ: dict[str, str]) -> None:
     Path(environ[variable_of("fingerprint_key_file")]).write_text("f" * 31)
     with pytest.raises(ConfigError, match="32 characters"):
         load_settings(VaultSettings, environ)
+
+
+CLOUD_KEY = "projects/vault-prod/locations/europe-west3/keyRings/vault/cryptoKeys/dek"
+CLOUD = {"kms": "gcp", "gcp_kms_project": "vault-prod", "gcp_kms_key": CLOUD_KEY}
+BAO = {
+    "kms": "openbao",
+    "openbao_url": "https://bao.example:8200",
+    "openbao_token_file": "/run/secrets/bao",
+    "openbao_key": "dek",
+}
+
+
+@pytest.mark.parametrize("chosen", [CLOUD, BAO])
+def test_a_kms_that_keeps_its_keys_needs_no_keyset_file(
+    environ: dict[str, str], chosen: dict[str, str]
+) -> None:
+    """Each KMS needs its own settings and none of another's."""
+    del environ[variable_of("local_keyset_file")]
+    environ |= {variable_of(field): value for field, value in chosen.items()}
+    settings = load_settings(VaultSettings, environ)
+    assert settings.kms == chosen["kms"]
+    assert settings.gcp_kms_url == URL("https://cloudkms.googleapis.com")
+    assert settings.openbao_mount == "transit"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "field"),
+    [({"kms": "local"}, "local_keyset_file")]
+    + [(chosen, field) for chosen in (CLOUD, BAO) for field in chosen if field != "kms"],
+)
+def test_what_the_chosen_kms_needs_is_asked_for_by_name(
+    environ: dict[str, str], chosen: dict[str, str], field: str
+) -> None:
+    """A forgotten variable stops the start, not the first read."""
+    environ |= {variable_of(name): value for name, value in chosen.items()}
+    del environ[variable_of(field)]
+    with pytest.raises(ConfigError, match="required, but not set") as refusal:
+        load_settings(VaultSettings, environ)
+    assert refusal.value.variable == variable_of(field)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "field", "value"),
+    [
+        (CLOUD, "gcp_kms_key", f"{CLOUD_KEY}/cryptoKeyVersions/1"),
+        (CLOUD, "gcp_kms_key", CLOUD_KEY.replace("vault-prod", "vault-test")),
+        (CLOUD, "gcp_kms_key", "dek"),
+        (CLOUD, "gcp_kms_key", f"{CLOUD_KEY}\n"),
+        (CLOUD, "gcp_kms_project", "Vault"),
+        (CLOUD, "gcp_kms_url", "https://kms.example"),
+        (CLOUD, "gcp_kms_url", "https://notgoogleapis.com"),
+        (CLOUD, "gcp_kms_url", "http://cloudkms.googleapis.com"),
+        (CLOUD, "gcp_kms_url", "https://cloudkms.googleapis.com/v1"),
+        (BAO, "openbao_url", "http://bao.example:8200"),
+        (BAO, "openbao_key", "../dek"),
+        (BAO, "openbao_mount", "transit/../sys"),
+        (BAO, "openbao_mount", ""),
+        (BAO, "openbao_namespace", "/team"),
+    ],
+)
+def test_a_kms_setting_that_leads_elsewhere_stops_it(
+    environ: dict[str, str], chosen: dict[str, str], field: str, value: str
+) -> None:
+    """CF-03: a pinned version, another project, host or path: no start, and no data key there."""
+    environ |= {variable_of(name): each for name, each in chosen.items()}
+    environ[variable_of(field)] = value
+    with pytest.raises(ConfigError) as refusal:
+        load_settings(VaultSettings, environ)
+    assert refusal.value.variable == variable_of(field)
+    assert not value.strip() or value.strip() not in refusal.value.problem

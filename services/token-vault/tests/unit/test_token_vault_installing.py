@@ -21,7 +21,8 @@ from interlock_token_vault.adapters.memory import (
     ProcessKilled,
     counting_ids,
 )
-from interlock_token_vault.domain.audit import Origin, find_first_break
+from interlock_token_vault.domain.audit import Origin
+from interlock_token_vault.domain.audit_log import find_first_break
 from interlock_token_vault.domain.install import (
     AttemptState,
     BotIdentity,

@@ -16,7 +16,8 @@ from interlock_token_vault.adapters.memory import (
     MemoryStore,
     counting_ids,
 )
-from interlock_token_vault.domain.audit import AuditEvent, Origin, find_first_break
+from interlock_token_vault.domain.audit import AuditEvent, Origin
+from interlock_token_vault.domain.audit_log import find_first_break
 from interlock_token_vault.domain.envelope import (
     CannotOpen,
     KeyContext,
@@ -40,8 +41,12 @@ from interlock_token_vault.vault import (
     KekDisabled,
     KmsUnavailable,
     NeedsReinstall,
+    OnHold,
     ReadAsk,
+    ReleasesFrozen,
+    Stop,
     TokenVault,
+    UserTokenNotFound,
 )
 
 ENVIRONMENT = "development"
@@ -365,3 +370,73 @@ async def test_the_audit_log_is_scoped_to_one_installation(stage: Stage) -> None
     everything, _ = await stage.vault.list_audit_events(None, 0, None)
     assert [record.event.team_id for record in ours] == ["T0NORTHWIND"]
     assert len(everything) == 2
+
+
+async def test_a_frozen_workspace_releases_nothing_until_it_is_resumed(stage: Stage) -> None:
+    """The switch works on what is asked after it, without asking the KMS, and leaves records."""
+    ours = await stage.install(NORTHWIND, "xoxb-ours")
+    await stage.install(CONTOSO, "xoxb-theirs")
+    await stage.vault.freeze(ours.id, "leak", ORIGIN)
+    with pytest.raises(ReleasesFrozen):
+        await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN))
+    assert stage.faults.calls["kms.unwrap"] == 0
+    assert (await stage.vault.read(ReadAsk(CONTOSO, ORIGIN))).token == Secret("xoxb-theirs")
+    await stage.vault.unfreeze(ours.id, "over", ORIGIN)
+    assert (await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN))).token == Secret("xoxb-ours")
+    actions = [(record.event.action, record.event.outcome) for record in stage.store.records]
+    assert actions == [
+        ("releases.frozen", "allowed"),
+        ("token.refused", "RELEASES_FROZEN"),
+        ("token.read", "allowed"),
+        ("releases.resumed", "allowed"),
+        ("token.read", "allowed"),
+    ]
+    assert stage.store.records[0].event.origin.purpose == "leak"
+
+
+async def test_a_freeze_of_all_stops_every_workspace(stage: Stage) -> None:
+    """One switch for the day on which nobody knows yet what leaked."""
+    await stage.install(NORTHWIND, "xoxb-ours")
+    await stage.vault.freeze(None, "leak", ORIGIN)
+    with pytest.raises(ReleasesFrozen):
+        await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN))
+
+
+async def test_a_held_workspace_says_so(stage: Stage) -> None:
+    """What was restored is not released before it was looked at."""
+    ours = await stage.install(NORTHWIND, "xoxb-ours")
+    stage.store.stops[ours.id, Stop.HELD] = "restored"
+    with pytest.raises(OnHold):
+        await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN))
+
+
+async def test_a_user_without_a_token_gets_no_other(stage: Stage) -> None:
+    """A user's read is never answered with the bot's token."""
+    await stage.install(NORTHWIND, "xoxb-ours")
+    with pytest.raises(UserTokenNotFound):
+        await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN, user_id="U0MIA"))
+    assert stage.store.records[-1].event.token_kind == "user"
+
+
+async def test_a_users_token_opens_for_that_user_alone(stage: Stage) -> None:
+    """Each user's token is sealed to that user, with a generation of its own."""
+    ours = await stage.install(NORTHWIND, "xoxb-ours", generation=3)
+    wrapped = stage.store.deks[ours.id]
+    data_key = stage.keys.take(wrapped, KeyContext(ENVIRONMENT, NORTHWIND.client_id, ours.id))
+    place = TokenContext(
+        environment=ENVIRONMENT,
+        key=NORTHWIND,
+        installation_id=ours.id,
+        user_id="U0MIA",
+        kind=TokenKind.USER,
+        slot=TokenSlot.ACCESS,
+        dek_id=wrapped.dek_id,
+        generation=1,
+    )
+    mias = await data_key.seal(Secret("xoxp-mia"), place, None)
+    stage.store.tokens[ours.id] += (mias,)
+    released = await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN, user_id="U0MIA"))
+    assert (released.token, released.generation) == (Secret("xoxp-mia"), 1)
+    stage.store.tokens[ours.id] += (replace(mias, user_id="U0BOB"),)
+    with pytest.raises(CannotOpen):
+        await stage.vault.read(ReadAsk(NORTHWIND, ORIGIN, user_id="U0BOB"))

@@ -22,6 +22,7 @@ from yarl import URL
 from interlock_identity.domain.people import (
     Person,
     Session,
+    SessionProof,
     Tenant,
     TenantId,
     UserId,
@@ -31,7 +32,6 @@ from interlock_identity.sessions import (
     AuthServerUnavailable,
     NotAMember,
     NotSignedIn,
-    SessionProof,
 )
 
 # Two rounds must fit the 5 s that a caller gives us.
@@ -55,17 +55,46 @@ _NOT_A_MEMBER = frozenset(
 )
 
 
+class SessionCookie:
+    """How the auth server's session cookie is sent on, to it and to whoever takes it too.
+
+    Args:
+        name: The cookie's name without `__Secure-`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._names = {name, _SECURE_PREFIX + name}
+
+    def headers(self, proof: SessionProof) -> dict[str, str]:
+        """Return the headers that prove a browser.
+
+        Raises:
+            NotSignedIn: It is another cookie, more than one, or none.
+        """
+        cookie = proof.cookie.reveal()
+        name, equals, value = cookie.partition("=")
+        if not equals or name not in self._names or not _COOKIE_VALUE.fullmatch(value):
+            raise NotSignedIn
+        headers = {"Cookie": cookie, "Accept": "application/json"}
+        with contextlib.suppress(ValueError):
+            # The auth server limits calls by client; without this all browsers share our bucket.
+            headers["X-Forwarded-For"] = str(ipaddress.ip_address(proof.client_address))
+        return headers
+
+
 class HttpAuthServer:
     """The `SessionSource` port over a shared aiohttp session without a cookie jar."""
 
-    def __init__(self, session: aiohttp.ClientSession, auth_url: URL, cookie_name: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, auth_url: URL, cookie: SessionCookie
+    ) -> None:
         self._session = session
         self._api = auth_url / "api/auth"
-        self._cookie_names = {cookie_name, _SECURE_PREFIX + cookie_name}
+        self._cookie = cookie
 
     async def authenticate(self, proof: SessionProof) -> Session:
         """Say who is signed in; see the port."""
-        headers = self._headers(proof)
+        headers = self._cookie.headers(proof)
         # Fresh from the database, and without the write that prolongs a session.
         fresh = {"disableCookieCache": "true", "disableRefresh": "true"}
         found = await self._get("get-session", fresh, headers)
@@ -87,18 +116,8 @@ class HttpAuthServer:
             tenant=Tenant(tenant_id, _name_of(organizations, tenant_id)),
             role=strongest_role(_text(_whole(role), "role")),
             ref=_ref(_id(session, "id")),
+            is_email_verified=user.get("emailVerified") is True,
         )
-
-    def _headers(self, proof: SessionProof) -> dict[str, str]:
-        cookie = proof.cookie.reveal()
-        name, equals, value = cookie.partition("=")
-        if not equals or name not in self._cookie_names or not _COOKIE_VALUE.fullmatch(value):
-            raise NotSignedIn
-        headers = {"Cookie": cookie, "Accept": "application/json"}
-        with contextlib.suppress(ValueError):
-            # The auth server limits calls by client; without this all browsers share our bucket.
-            headers["X-Forwarded-For"] = str(ipaddress.ip_address(proof.client_address))
-        return headers
 
     async def _get(self, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Any:
         try:

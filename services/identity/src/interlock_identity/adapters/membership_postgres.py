@@ -4,13 +4,16 @@ Read-only, by a role of its own. Better Auth names its columns `organizationId`
 or, where its adapter says so, `organization_id`; both are taken.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 import asyncpg
 
 from interlock_chassis.database import database_errors
-from interlock_identity.domain.people import Role, TenantId, UserId, strongest_role
-from interlock_identity.issuing import MembershipUnavailable
+from interlock_identity.domain.linking import SlackUser
+from interlock_identity.domain.people import Account, Role, TenantId, strongest_role
+from interlock_identity.membership import MembershipUnavailable
 
 TIMEOUT = timedelta(seconds=2)
 
@@ -18,8 +21,22 @@ _COLUMNS = """
     SELECT attname FROM pg_attribute
     WHERE attrelid = to_regclass('member') AND attnum > 0 AND NOT attisdropped
 """
-_CAMEL_CASE = 'SELECT role FROM member WHERE "organizationId" = $1 AND "userId" = $2'
-_SNAKE_CASE = "SELECT role FROM member WHERE organization_id = $1 AND user_id = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    roles: str
+    members: str
+
+
+_CAMEL_CASE = _Queries(
+    roles='SELECT role FROM member WHERE "organizationId" = $1 AND "userId" = $2',
+    members='SELECT 1 FROM member WHERE "organizationId" = $1 LIMIT 1',
+)
+_SNAKE_CASE = _Queries(
+    roles="SELECT role FROM member WHERE organization_id = $1 AND user_id = $2",
+    members="SELECT 1 FROM member WHERE organization_id = $1 LIMIT 1",
+)
 
 
 class PostgresMembership:
@@ -30,25 +47,37 @@ class PostgresMembership:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
-        self._query: str | None = None
+        self._queries: _Queries | None = None
 
-    async def role_of(self, tenant_id: TenantId, user_id: UserId) -> Role:
+    async def role_of(
+        self,
+        account: Account,
+        acting_as: SlackUser,  # noqa: ARG002 - The table is asked as nobody.
+    ) -> Role:
         """Say what a person is in an organization; see the port."""
-        query, self._query = self._query, None
+        rows = await self._fetch(lambda each: each.roles, account.tenant_id, account.user_id)
+        return strongest_role(",".join(row["role"] or "" for row in rows))
+
+    async def has_organization(self, tenant_id: TenantId) -> bool:
+        """Say whether an organization has members: it always has an owner; see the port."""
+        return bool(await self._fetch(lambda each: each.members, tenant_id))
+
+    async def _fetch(self, choose: Callable[[_Queries], str], *of: str) -> list[asyncpg.Record]:
+        queries, self._queries = self._queries, None
         timeout_s = TIMEOUT.total_seconds()
         try:
             with database_errors(MembershipUnavailable):
                 async with self._pool.acquire(timeout=timeout_s) as connection:
-                    query = query or await _find_query(connection, timeout_s)
-                    rows = await connection.fetch(query, tenant_id, user_id, timeout=timeout_s)
+                    queries = queries or await _find_queries(connection, timeout_s)
+                    rows = await connection.fetch(choose(queries), *of, timeout=timeout_s)
         except asyncpg.SyntaxOrAccessError as error:
             # The table was changed, or we may not read it: an operator's matter, and not a no.
             raise MembershipUnavailable from error
-        self._query = query
-        return strongest_role(",".join(row["role"] or "" for row in rows))
+        self._queries = queries
+        return rows
 
 
-async def _find_query(connection: asyncpg.pool.PoolConnectionProxy, timeout_s: float) -> str:
+async def _find_queries(connection: asyncpg.pool.PoolConnectionProxy, timeout_s: float) -> _Queries:
     columns = {row["attname"] for row in await connection.fetch(_COLUMNS, timeout=timeout_s)}
     if {"organizationId", "userId", "role"} <= columns:
         return _CAMEL_CASE

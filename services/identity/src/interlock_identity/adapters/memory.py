@@ -5,14 +5,17 @@ Postgres to the same. No method gives up control half-way, which is what a
 transaction is here.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import ServiceError
-from interlock_identity.domain.agents import AgentDefault
+from interlock_identity.domain.agents import Agent, AgentDefault
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     CodeHash,
     LinkCode,
@@ -22,7 +25,16 @@ from interlock_identity.domain.linking import (
     SlackUser,
     UserMapping,
 )
-from interlock_identity.domain.people import Person, Role, Session, Tenant, TenantId, UserId
+from interlock_identity.domain.people import (
+    Account,
+    Person,
+    Role,
+    Session,
+    SessionProof,
+    Tenant,
+    TenantId,
+    UserId,
+)
 from interlock_identity.domain.workspaces import (
     Claim,
     Claimed,
@@ -38,12 +50,17 @@ from interlock_identity.linking import (
     UserAlreadyLinked,
     UserLinkedElsewhere,
 )
-from interlock_identity.sessions import NotSignedIn, SessionProof
+from interlock_identity.offboarding import Seat
+from interlock_identity.sessions import NotSignedIn
 from interlock_identity.workspaces import (
     OrganizationNotFound,
     WorkspaceNotFound,
     WorkspaceTaken,
 )
+
+_Id = TypeVar("_Id", UserId, TenantId)
+# A used code whose user was unnamed stays used.
+_NOBODY = UserId("")
 
 
 class ManualClock:
@@ -75,14 +92,32 @@ class _CodeRow:
     used_by: UserId | None = None
 
 
+@dataclass
+class _WorkspaceRow:
+    workspace: Workspace
+    installation_id: UUID
+    installed_by: UserId
+    released_at: datetime | None = None
+
+
 class MemoryStore:
-    """Every store of identity in one."""
+    """Every store of identity in one.
+
+    Attributes:
+        audit: The records, oldest first.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.audit: list[AuditEvent] = []
+        self._seen_at: dict[UserId | TenantId, datetime] = {}
+        self._absent_since: dict[Account, datetime] = {}
+        self._operator_agents: dict[TenantId, tuple[Agent, bool]] = {}
+        self._finished_at: dict[str, datetime] = {}
+        self._at_work: set[str] = set()
         self._people: dict[UserId, Person] = {}
         self._tenants: dict[TenantId, Tenant] = {}
-        self._workspaces: dict[WorkspaceId, tuple[Workspace, UUID]] = {}
+        self._workspaces: dict[WorkspaceId, _WorkspaceRow] = {}
         self._codes: dict[CodeHash, _CodeRow] = {}
         self._mappings: dict[MappingId, UserMapping] = {}
         self._defaults: dict[tuple[WorkspaceId, str], AgentDefault] = {}
@@ -93,39 +128,32 @@ class MemoryStore:
         """Keep an account and an organization."""
         self._people[person.user_id] = person
         self._tenants[tenant.tenant_id] = tenant
+        self._seen_at[person.user_id] = self._seen_at[tenant.tenant_id] = self._clock.now()
 
-    async def forget_user(self, user_id: UserId) -> int:
-        """Remove an account and everything that stands on it."""
-        self._people.pop(user_id, None)
-        self._codes = {key: row for key, row in self._codes.items() if row.used_by != user_id}
-        return self._drop_mappings(lambda each: each.person.user_id == user_id)
+    # Audit.
 
-    async def forget_organization(self, tenant_id: TenantId) -> int:
-        """Remove an organization and everything that stands on it."""
-        self._tenants.pop(tenant_id, None)
-        gone = [each for each, _ in self._workspaces.values() if each.tenant_id == tenant_id]
-        return sum(self._drop_workspace(each.workspace_id) for each in gone)
+    async def record(self, events: Sequence[AuditEvent]) -> None:
+        """Keep records."""
+        self.audit += events
 
     # Workspaces.
 
-    async def claim(self, claim: Claim) -> Claimed:
+    async def claim(self, claim: Claim, origin: Origin) -> Claimed:
         """Claim a workspace for a tenant."""
         if claim.tenant_id not in self._tenants:
             raise OrganizationNotFound
+        rows = [row.workspace for row in self._workspaces.values()]
         rivals = [
             each
-            for each, _ in self._workspaces.values()
+            for each in rows
             if each.tenant_id != claim.tenant_id and _exclude_each_other(each.key, claim.key)
         ]
         if any(each.status is not WorkspaceStatus.UNINSTALLED for each in rivals):
             raise WorkspaceTaken
         for rival in rivals:
             if not rival.key.is_enterprise_install or claim.key.is_enterprise_install:
-                self._drop_workspace(rival.workspace_id)
-        mine = next(
-            (each for each, _ in self._workspaces.values() if each.key.slot == claim.key.slot),
-            None,
-        )
+                self._end_claim(rival, origin, "claimed elsewhere")
+        mine = next((each for each in rows if self._is_mine(each, claim)), None)
         workspace = Workspace(
             workspace_id=mine.workspace_id if mine else claim.workspace_id,
             tenant_id=claim.tenant_id,
@@ -134,22 +162,40 @@ class MemoryStore:
             status=WorkspaceStatus.ACTIVE,
             created_at=mine.created_at if mine else self._clock.now(),
         )
-        self._workspaces[workspace.workspace_id] = (workspace, claim.installation_id)
+        row = _WorkspaceRow(workspace, claim.installation_id, claim.installed_by)
+        self._workspaces[workspace.workspace_id] = row
+        event = AuditEvent(
+            "workspace.claimed",
+            origin,
+            slack_enterprise_id=claim.key.enterprise_id,
+            slack_team_id=claim.key.team_id,
+            user_id=claim.installed_by,
+        )
+        self.audit.append(event.of_workspace(claim.tenant_id, workspace.workspace_id))
         was_claimed = mine is not None and mine.status is not WorkspaceStatus.UNINSTALLED
         return Claimed(self._count(workspace), was_claimed)
 
-    async def release(self, key: WorkspaceKey, installation_id: UUID) -> bool:
+    async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim and its open link codes."""
-        for workspace, installed in list(self._workspaces.values()):
+        for row in self._workspaces.values():
+            workspace = row.workspace
             if (
                 workspace.key.slot == key.slot
                 and workspace.key.enterprise_id == key.enterprise_id
-                and installed == installation_id
+                and row.installation_id == installation_id
                 and workspace.status is not WorkspaceStatus.UNINSTALLED
             ):
-                ended = replace(workspace, status=WorkspaceStatus.UNINSTALLED)
-                self._workspaces[workspace.workspace_id] = (ended, installed)
+                row.workspace = replace(workspace, status=WorkspaceStatus.UNINSTALLED)
+                row.released_at = self._clock.now()
                 self._end_codes_of_workspace(workspace.workspace_id)
+                event = AuditEvent(
+                    "workspace.released",
+                    origin,
+                    slack_enterprise_id=key.enterprise_id,
+                    slack_team_id=key.team_id,
+                )
+                tenant_id = workspace.tenant_id
+                self.audit.append(event.of_workspace(tenant_id, workspace.workspace_id))
                 return True
         return False
 
@@ -157,13 +203,11 @@ class MemoryStore:
         """Find the claim on exactly this install."""
         return next((each for each in self._claimed() if each.key == key), None)
 
-    async def get_workspace(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId
-    ) -> CountedWorkspace:
+    async def get_workspace(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> Workspace:
         """Get a claim of the tenant."""
         for workspace in self._claimed():
             if workspace.workspace_id == workspace_id and workspace.tenant_id == tenant_id:
-                return self._count(workspace)
+                return workspace
         raise WorkspaceNotFound
 
     async def list_workspaces(self, tenant_id: TenantId) -> list[CountedWorkspace]:
@@ -187,18 +231,32 @@ class MemoryStore:
         workspace_id: WorkspaceId,
         agent_default: AgentDefault,
         set_by: UserId,  # noqa: ARG002 - Nothing reads it back.
+        event: AuditEvent,
     ) -> None:
         """Set the default agent of a place."""
         if not self._owns(tenant_id, workspace_id):
             raise WorkspaceNotFound
         self._defaults[workspace_id, agent_default.channel_id] = agent_default
+        self.audit.append(event)
 
     async def remove_agent_default(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str
+        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str, event: AuditEvent
     ) -> None:
         """Remove the default agent of a place."""
-        if self._owns(tenant_id, workspace_id):
-            self._defaults.pop((workspace_id, channel_id), None)
+        place = (workspace_id, channel_id)
+        if self._owns(tenant_id, workspace_id) and place in self._defaults:
+            del self._defaults[place]
+            self.audit.append(event)
+
+    async def note_operator_agent(
+        self, tenant_id: TenantId, agent: Agent, *, is_there: bool
+    ) -> None:
+        """Note whether an administrator sees the operator's default agent."""
+        self._operator_agents[tenant_id] = (agent, is_there)
+
+    async def lacks_operator_agent(self, tenant_id: TenantId, agent: Agent) -> bool:
+        """Tell whether an administrator was last seen not to see that agent."""
+        return self._operator_agents.get(tenant_id) == (agent, False)
 
     # Links.
 
@@ -226,12 +284,11 @@ class MemoryStore:
         if row is None or row.used_by is not None or row.expires_at <= self._clock.now():
             return None
         code = row.code
-        workspace, _ = self._workspaces[code.workspace_id]
+        workspace = self._workspaces[code.workspace_id].workspace
         if not workspace.status.is_claimed:
             return None
         return LinkCode(
-            tenant_id=code.tenant_id,
-            workspace_id=code.workspace_id,
+            workspace=workspace,
             slack_user=code.slack_user,
             display_name=code.display_name,
             email=code.email,
@@ -239,25 +296,26 @@ class MemoryStore:
         )
 
     async def redeem_link_code(
-        self, code_hash: CodeHash, session: Session, mapping_id: MappingId
+        self, code_hash: CodeHash, session: Session, mapping_id: MappingId, event: AuditEvent
     ) -> bool:
         """Spend a code and link its Slack user to the session's account."""
         code = await self.find_link_code(code_hash)
         person, tenant = session.person, session.tenant
-        if code is None or code.tenant_id != tenant.tenant_id:
+        if code is None or code.workspace.tenant_id != tenant.tenant_id:
             raise LinkCodeSpent
-        existing = await self.find_mapping(code.tenant_id, code.slack_user)
+        existing = await self.find_mapping(tenant.tenant_id, code.slack_user)
         if existing and existing.person.user_id != person.user_id:
             raise UserLinkedElsewhere
         await self.remember(person, tenant)
         row = self._codes[code_hash]
         row.used_by = person.user_id
         row.code = replace(row.code, display_name="", email="")
+        self.audit.append(event)
         if existing is None:
             self._mappings[mapping_id] = UserMapping(
                 mapping_id=mapping_id,
-                tenant_id=code.tenant_id,
-                workspace_id=code.workspace_id,
+                tenant_id=tenant.tenant_id,
+                workspace_id=code.workspace.workspace_id,
                 slack_user=code.slack_user,
                 person=person,
                 linked_at=self._clock.now(),
@@ -274,6 +332,15 @@ class MemoryStore:
         ]
         found.sort(key=lambda each: each.slack_user.team_id != slack_user.team_id)
         return self._with_newest_person(found[0]) if found else None
+
+    async def find_subject(
+        self, key: WorkspaceKey, slack_user: SlackUser
+    ) -> tuple[Workspace, UserMapping | None] | None:
+        """Find the claim on an install, and in its tenant the Slack user's link."""
+        workspace = await self.find_workspace(key)
+        if workspace is None:
+            return None
+        return workspace, await self.find_mapping(workspace.tenant_id, slack_user)
 
     async def list_mappings(
         self,
@@ -300,7 +367,7 @@ class MemoryStore:
         return found[:limit]
 
     async def remove_mapping(
-        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None
+        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None, origin: Origin
     ) -> bool:
         """Remove a link of the tenant."""
         removed = self._drop_mappings(
@@ -308,27 +375,185 @@ class MemoryStore:
                 each.mapping_id == mapping_id
                 and each.tenant_id == tenant_id
                 and of_user in {None, each.person.user_id}
-            )
+            ),
+            origin,
         )
         return removed > 0
 
-    async def use_mapping(self, tenant_id: TenantId, mapping_id: MappingId) -> bool:
+    async def use_mapping(
+        self, tenant_id: TenantId, mapping_id: MappingId, event: AuditEvent
+    ) -> bool:
         """Note that a token is issued for a link."""
         mapping = self._mappings.get(mapping_id)
         if mapping is None or mapping.tenant_id != tenant_id:
             return False
         self._mappings[mapping_id] = replace(mapping, last_used_at=self._clock.now())
+        self.audit.append(event)
         return True
+
+    # Off-boarding.
+
+    async def list_seats(self, after: Account | None, limit: int) -> list[Seat]:
+        """List accounts with links."""
+        seats = {each.account: Seat(each.account, each.slack_user) for each in self._ordered()}
+        accounts = sorted(seats, key=_order)
+        return [seats[each] for each in accounts if not after or _order(each) > _order(after)][
+            :limit
+        ]
+
+    async def list_organizations(self, after: TenantId | None, limit: int) -> list[TenantId]:
+        """List the organizations known here."""
+        return [each for each in sorted(self._tenants) if each > (after or "")][:limit]
+
+    async def note_attendance(
+        self, present: Collection[Account], absent: Collection[Account], grace: timedelta
+    ) -> list[Account]:
+        """Note who was found and who was not."""
+        for account in present:
+            self._absent_since.pop(account, None)
+        now = self._clock.now()
+        for account in absent:
+            self._absent_since.setdefault(account, now)
+        gone = [each for each in absent if self._absent_since[each] <= now - grace]
+        return sorted(gone, key=_order)
+
+    async def remove_departed(self, account: Account, origin: Origin) -> int:
+        """Remove an account's links in its tenant and unname it there."""
+        self._absent_since.pop(account, None)
+        for row in self._codes.values():
+            if row.used_by == account.user_id and row.code.tenant_id == account.tenant_id:
+                row.used_by = _NOBODY
+        for claim in self._workspaces.values():
+            if claim.installed_by == account.user_id and _is_in(claim, account.tenant_id):
+                claim.installed_by = _NOBODY
+        return self._drop_mappings(lambda each: each.account == account, origin, "departed")
+
+    async def forget_user(self, user_id: UserId, origin: Origin) -> int:
+        """Remove an account and everything that stands on it."""
+        self._people.pop(user_id, None)
+        self._codes = {key: row for key, row in self._codes.items() if row.used_by != user_id}
+        self._absent_since = {
+            key: since for key, since in self._absent_since.items() if key.user_id != user_id
+        }
+        removed = self._drop_mappings(
+            lambda each: each.person.user_id == user_id, origin, "forgotten"
+        )
+        self.audit.append(AuditEvent("user.forgotten", origin, user_id=user_id))
+        return removed
+
+    async def forget_organization(self, tenant_id: TenantId, origin: Origin) -> int:
+        """Remove an organization and everything that stands on it."""
+        removed = self._drop_mappings(lambda each: each.tenant_id == tenant_id, origin, "forgotten")
+        self._tenants.pop(tenant_id, None)
+        self._absent_since = {
+            key: since for key, since in self._absent_since.items() if key.tenant_id != tenant_id
+        }
+        for row in list(self._workspaces.values()):
+            if _is_in(row, tenant_id):
+                self._drop_workspace(row.workspace.workspace_id)
+        self.audit.append(AuditEvent("organization.forgotten", origin, tenant_id=tenant_id))
+        return removed
+
+    # Retention.
+
+    async def erase_ended_codes(self, limit: int) -> int:
+        """Erase what ended codes would have shown."""
+        now = self._clock.now()
+        ended = [
+            row
+            for row in self._codes.values()
+            if row.expires_at <= now and (row.code.display_name or row.code.email)
+        ][:limit]
+        for row in ended:
+            row.code = replace(row.code, display_name="", email="")
+        return len(ended)
+
+    async def drop_codes(self, ended_for: timedelta, limit: int) -> int:
+        """Remove codes that expired that long ago."""
+        before = self._clock.now() - ended_for
+        old = [key for key, row in self._codes.items() if row.expires_at <= before][:limit]
+        for key in old:
+            del self._codes[key]
+        return len(old)
+
+    async def end_released_claims(self, released_for: timedelta, limit: int, origin: Origin) -> int:
+        """Remove claims that were released that long ago."""
+        before = self._clock.now() - released_for
+        old = [
+            row.workspace
+            for row in self._workspaces.values()
+            if row.released_at and row.released_at <= before
+        ][:limit]
+        for workspace in old:
+            self._end_claim(workspace, origin, "uninstalled")
+        return len(old)
+
+    async def drop_strangers(self, unseen_for: timedelta, limit: int) -> int:
+        """Remove accounts and organizations that nothing stands on."""
+        owners = {row.workspace.tenant_id for row in self._workspaces.values()}
+        named = {each.person.user_id for each in self._mappings.values()}
+        named |= {row.used_by for row in self._codes.values() if row.used_by}
+        named |= {row.installed_by for row in self._workspaces.values()}
+        tenants = [each for each in self._unseen(self._tenants, unseen_for) if each not in owners]
+        people = [each for each in self._unseen(self._people, unseen_for) if each not in named]
+        for tenant_id in tenants[:limit]:
+            del self._tenants[tenant_id]
+        for user_id in people[:limit]:
+            del self._people[user_id]
+        return len(tenants[:limit]) + len(people[:limit])
+
+    async def erase_names(self, unseen_for: timedelta, limit: int) -> int:
+        """Erase name and address of accounts without links."""
+        named = {each.person.user_id for each in self._mappings.values()}
+        old = [
+            each
+            for each in self._unseen(self._people, unseen_for)
+            if each not in named and (self._people[each].name or self._people[each].email)
+        ][:limit]
+        for user_id in old:
+            self._people[user_id] = Person(user_id, "", "")
+        return len(old)
+
+    async def prune_audit(self, older_than: timedelta, limit: int) -> int:  # noqa: ARG002 - Kept.
+        """Remove nothing: no test lives for 90 days."""
+        return 0
+
+    # Turns.
+
+    @asynccontextmanager
+    async def take(self, task: str, every: timedelta) -> AsyncIterator[bool]:
+        """Take the turn for a task; see the port."""
+        finished_at = self._finished_at.get(task)
+        is_due = finished_at is None or finished_at <= self._clock.now() - every
+        if task in self._at_work or not is_due:
+            yield False
+            return
+        self._at_work.add(task)
+        try:
+            yield True
+            self._finished_at[task] = self._clock.now()
+        finally:
+            self._at_work.discard(task)
 
     # Rows.
 
+    def _ordered(self) -> list[UserMapping]:
+        return sorted(self._mappings.values(), key=lambda each: each.mapping_id, reverse=True)
+
+    def _unseen(self, them: Collection[_Id], unseen_for: timedelta) -> list[_Id]:
+        before = self._clock.now() - unseen_for
+        return [each for each in them if self._seen_at[each] <= before]
+
+    def _is_mine(self, workspace: Workspace, claim: Claim) -> bool:
+        return workspace.key.slot == claim.key.slot and workspace.tenant_id == claim.tenant_id
+
     def _claimed(self) -> list[Workspace]:
-        rows = [workspace for workspace, _ in self._workspaces.values()]
+        rows = [row.workspace for row in self._workspaces.values()]
         return [each for each in rows if each.status.is_claimed]
 
     def _owns(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> bool:
         row = self._workspaces.get(workspace_id)
-        return row is not None and row[0].tenant_id == tenant_id
+        return row is not None and _is_in(row, tenant_id)
 
     def _count(self, workspace: Workspace) -> CountedWorkspace:
         linked = [
@@ -339,7 +564,7 @@ class MemoryStore:
     def _with_newest_person(self, mapping: UserMapping) -> UserMapping:
         return replace(mapping, person=self._people[mapping.person.user_id])
 
-    def _drop_workspace(self, workspace_id: WorkspaceId) -> int:
+    def _drop_workspace(self, workspace_id: WorkspaceId) -> None:
         del self._workspaces[workspace_id]
         self._codes = {
             key: row for key, row in self._codes.items() if row.code.workspace_id != workspace_id
@@ -347,12 +572,37 @@ class MemoryStore:
         self._defaults = {
             key: each for key, each in self._defaults.items() if key[0] != workspace_id
         }
-        return self._drop_mappings(lambda each: each.workspace_id == workspace_id)
+        self._mappings = {
+            key: each for key, each in self._mappings.items() if each.workspace_id != workspace_id
+        }
 
-    def _drop_mappings(self, is_gone: Callable[[UserMapping], bool]) -> int:
-        before = len(self._mappings)
-        self._mappings = {key: each for key, each in self._mappings.items() if not is_gone(each)}
-        return before - len(self._mappings)
+    def _drop_mappings(
+        self, is_gone: Callable[[UserMapping], bool], origin: Origin, why: str = ""
+    ) -> int:
+        gone = [each for each in self._mappings.values() if is_gone(each)]
+        for mapping in gone:
+            del self._mappings[mapping.mapping_id]
+            event = (
+                AuditEvent("user.unlinked", origin, purpose=why)
+                .of_account(mapping.account)
+                .of_workspace(mapping.tenant_id, mapping.workspace_id)
+                .of_slack_user(mapping.slack_user)
+            )
+            self.audit.append(event)
+        return len(gone)
+
+    def _end_claim(self, workspace: Workspace, origin: Origin, why: str) -> None:
+        workspace_id = workspace.workspace_id
+        self._drop_mappings(lambda each: each.workspace_id == workspace_id, origin, why)
+        self._drop_workspace(workspace_id)
+        event = AuditEvent(
+            "workspace.ended",
+            origin,
+            slack_enterprise_id=workspace.key.enterprise_id,
+            slack_team_id=workspace.key.slot,
+            purpose=why,
+        )
+        self.audit.append(event.of_workspace(workspace.tenant_id, workspace_id))
 
     def _end_codes_of_workspace(self, workspace_id: WorkspaceId) -> None:
         self._end_codes(lambda row: row.code.workspace_id == workspace_id)
@@ -387,24 +637,68 @@ class FakeAuthServer:
 
 
 class FakeMembership:
-    """A `MembershipSource` whose roles are written down by the test."""
+    """A `MembershipSource` whose roles are written down by the test.
+
+    Attributes:
+        roles: What everybody is; an organization exists while somebody is in it.
+        asked: How often a role was asked for.
+    """
 
     def __init__(self) -> None:
-        self.roles: dict[tuple[TenantId, UserId], Role] = {}
+        self.roles: dict[Account, Role] = {}
         self.asked = 0
+        self._failures: list[ServiceError] = []
+
+    def fail_next(self, error: ServiceError, times: int = 1) -> None:
+        """Answer the next calls with an error."""
+        self._failures += [error] * times
+
+    async def role_of(
+        self,
+        account: Account,
+        acting_as: SlackUser,  # noqa: ARG002 - The fake is asked as nobody.
+    ) -> Role:
+        """Say what a person is in an organization; see the port."""
+        self.asked += 1
+        self._fail_if_told()
+        return self.roles.get(account, Role.NONE)
+
+    async def has_organization(self, tenant_id: TenantId) -> bool:
+        """Say whether somebody is in an organization; see the port."""
+        self._fail_if_told()
+        return any(each.tenant_id == tenant_id for each in self.roles)
+
+    def _fail_if_told(self) -> None:
+        if self._failures:
+            raise self._failures.pop()
+
+
+class FakeAgents:
+    """An `AgentDirectory` whose agents are written down by the test.
+
+    Attributes:
+        agents: What an administrator of each tenant sees.
+    """
+
+    def __init__(self) -> None:
+        self.agents: set[tuple[TenantId, Agent]] = set()
         self._next: ServiceError | None = None
 
     def fail_next(self, error: ServiceError) -> None:
         """Answer the next call with an error."""
         self._next = error
 
-    async def role_of(self, tenant_id: TenantId, user_id: UserId) -> Role:
-        """Say what a person is in an organization; see the port."""
-        self.asked += 1
+    async def has_agent(
+        self,
+        proof: SessionProof,  # noqa: ARG002 - Everybody sees the same.
+        tenant_id: TenantId,
+        agent: Agent,
+    ) -> bool:
+        """Say whether the person sees the agent; see the port."""
         if self._next is not None:
             error, self._next = self._next, None
             raise error
-        return self.roles.get((tenant_id, user_id), Role.NONE)
+        return (tenant_id, agent) in self.agents
 
 
 def _exclude_each_other(ours: WorkspaceKey, theirs: WorkspaceKey) -> bool:
@@ -417,3 +711,11 @@ def _exclude_each_other(ours: WorkspaceKey, theirs: WorkspaceKey) -> bool:
 
 def _is_of(row: _CodeRow, tenant_id: TenantId, slack_user: SlackUser) -> bool:
     return row.code.tenant_id == tenant_id and row.code.slack_user.is_same_as(slack_user)
+
+
+def _is_in(row: _WorkspaceRow, tenant_id: TenantId) -> bool:
+    return row.workspace.tenant_id == tenant_id
+
+
+def _order(account: Account) -> tuple[str, str]:
+    return account.tenant_id, account.user_id

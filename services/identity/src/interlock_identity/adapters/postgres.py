@@ -6,8 +6,8 @@ database's, and the wall clock rather than the transaction's start: whoever
 waited for a lock must see what happened meanwhile as the past.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,8 +15,9 @@ from uuid import UUID
 from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from interlock_chassis.database import database_errors
+from interlock_identity.adapters.postgres_audit import count, find, reading, record, transaction
 from interlock_identity.domain.agents import Agent, AgentDefault
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
     CodeHash,
     LinkCode,
@@ -44,7 +45,6 @@ from interlock_identity.linking import (
     UserLinkedElsewhere,
 )
 from interlock_identity.workspaces import (
-    DatabaseUnavailable,
     OrganizationNotFound,
     WorkspaceNotFound,
     WorkspaceTaken,
@@ -55,29 +55,21 @@ _DIRECT_PROVIDER_KEY = "work-apps-slack"
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(CAST(:name AS text), 0))")
 
+# Being seen counts, so that nobody is dropped as unknown in the middle of an install; once an
+# hour is enough for that.
 _REMEMBER_PERSON = text("""
     INSERT INTO identity."user" AS known (id, name, email) VALUES (:user_id, :name, :email)
     ON CONFLICT (id) DO UPDATE
     SET name = excluded.name, email = excluded.email, updated_at = clock_timestamp()
     WHERE (known.name, known.email) IS DISTINCT FROM (excluded.name, excluded.email)
+       OR known.updated_at < clock_timestamp() - interval '1 hour'
 """)
 _REMEMBER_TENANT = text("""
     INSERT INTO identity.organization AS known (id, name) VALUES (:tenant_id, :name)
     ON CONFLICT (id) DO UPDATE SET name = excluded.name, updated_at = clock_timestamp()
     WHERE known.name IS DISTINCT FROM excluded.name
+       OR known.updated_at < clock_timestamp() - interval '1 hour'
 """)
-_FORGET_CODES = text("""
-    DELETE FROM identity.work_app_slack_account_link_codes WHERE used_by_user_id = :user_id
-""")
-_FORGET_MAPPINGS_OF_USER = text("""
-    DELETE FROM identity.work_app_slack_user_mappings WHERE inkeep_user_id = :user_id
-""")
-_FORGET_USER = text("""DELETE FROM identity."user" WHERE id = :user_id""")
-_FORGET_MAPPINGS_OF_TENANT = text("""
-    DELETE FROM identity.work_app_slack_user_mappings WHERE tenant_id = :tenant_id
-""")
-_FORGET_TENANT = text("DELETE FROM identity.organization WHERE id = :tenant_id")
-
 _WORKSPACE_COLUMNS = """
     w.tenant_id, w.id, w.slack_team_id, coalesce(w.slack_enterprise_id, '') AS enterprise_id,
     coalesce(w.slack_app_id, '') AS app_id, w.name, w.status, w.created_at
@@ -96,8 +88,19 @@ _RIVALS = text("""
       AND (w.slack_team_id IN (:slot, :enterprise_id)
            OR (:is_org AND w.slack_enterprise_id = :enterprise_id))
 """)
+ENDED_LINK = """
+    tenant_id, workspace_id, inkeep_user_id, slack_team_id, slack_user_id,
+    coalesce(slack_enterprise_id, '') AS enterprise_id
+"""
+"""What `remove_links` needs to know of each link that a statement removes."""
+
+_REMOVE_LINKS_OF_WORKSPACE = text(f"""
+    DELETE FROM identity.work_app_slack_user_mappings
+    WHERE tenant_id = :tenant_id AND workspace_id = :id RETURNING {ENDED_LINK}
+""")  # noqa: S608 - Only constants of this module are put together.
 _DROP_WORKSPACE = text("""
     DELETE FROM identity.work_app_slack_workspaces WHERE tenant_id = :tenant_id AND id = :id
+    RETURNING slack_team_id, coalesce(slack_enterprise_id, '') AS enterprise_id
 """)
 _STATUS_BEFORE = text("""
     SELECT w.status FROM identity.work_app_slack_workspaces AS w
@@ -123,13 +126,14 @@ _CLAIM = text(f"""
             installed_by_user_id = excluded.installed_by_user_id,
             name = excluded.name,
             installation_id = excluded.installation_id,
+            released_at = NULL,
             updated_at = clock_timestamp()
         RETURNING *)
     SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM w
 """)  # noqa: S608 - Only constants of this module are put together.
 _RELEASE = text("""
     UPDATE identity.work_app_slack_workspaces
-    SET status = 'uninstalled', updated_at = clock_timestamp()
+    SET status = 'uninstalled', released_at = clock_timestamp(), updated_at = clock_timestamp()
     WHERE client_id = :client_id AND slack_team_id = :slot
       AND coalesce(slack_enterprise_id, '') = :enterprise_id
       AND installation_id = :installation_id AND status <> 'uninstalled'
@@ -148,7 +152,7 @@ _FIND_WORKSPACE = text(f"""
       AND {_IS_CLAIMED}
 """)  # noqa: S608 - Only constants of this module are put together.
 _GET_WORKSPACE = text(f"""
-    SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM identity.work_app_slack_workspaces AS w
+    SELECT {_WORKSPACE_COLUMNS} FROM identity.work_app_slack_workspaces AS w
     WHERE w.tenant_id = :tenant_id AND w.id = :workspace_id AND {_IS_CLAIMED}
 """)  # noqa: S608 - Only constants of this module are put together.
 _LIST_WORKSPACES = text(f"""
@@ -213,9 +217,10 @@ _LIVE_CODE = f"""
     c.link_code_hash = :code_hash AND c.used_at IS NULL AND c.expires_at > clock_timestamp()
     AND w.tenant_id = c.tenant_id AND w.id = c.workspace_id AND {_IS_CLAIMED}
 """
-_CODE_COLUMNS = """
-    c.tenant_id, c.workspace_id, c.slack_team_id, c.slack_user_id,
-    coalesce(c.slack_enterprise_id, '') AS enterprise_id,
+# The workspace's columns come with the names that they have elsewhere.
+_CODE_COLUMNS = f"""
+    {_WORKSPACE_COLUMNS}, c.slack_team_id AS user_team_id, c.slack_user_id,
+    coalesce(c.slack_enterprise_id, '') AS user_enterprise_id,
     c.slack_display_name, c.slack_email, c.expires_at
 """
 _FIND_CODE = text(f"""
@@ -233,9 +238,11 @@ _SPEND_CODE = text(f"""
 """)  # noqa: S608 - Only constants of this module are put together.
 
 _MAPPING_COLUMNS = """
-    m.id, m.tenant_id, m.workspace_id, m.slack_team_id, m.slack_user_id,
-    coalesce(m.slack_enterprise_id, '') AS enterprise_id,
-    m.inkeep_user_id, u.name, u.email, m.created_at, m.last_used_at
+    m.id AS mapping_id, m.tenant_id AS mapping_tenant_id, m.workspace_id AS mapping_workspace_id,
+    m.slack_team_id AS user_team_id, m.slack_user_id,
+    coalesce(m.slack_enterprise_id, '') AS user_enterprise_id,
+    m.inkeep_user_id, u.name AS user_name, u.email AS user_email,
+    m.created_at AS linked_at, m.last_used_at
 """
 _MAPPINGS = """
     identity.work_app_slack_user_mappings AS m
@@ -245,6 +252,21 @@ _FIND_MAPPING = text(f"""
     SELECT {_MAPPING_COLUMNS} FROM {_MAPPINGS}
     WHERE {_SAME_SLACK_USER}
     ORDER BY (m.slack_team_id = :team_id) DESC LIMIT 1
+""")  # noqa: S608 - Only constants of this module are put together.
+# One row, or none where nobody has claimed the install; the link's columns are NULL without one.
+_FIND_SUBJECT = text(f"""
+    SELECT {_WORKSPACE_COLUMNS}, m.*
+    FROM identity.work_app_slack_workspaces AS w
+    LEFT JOIN LATERAL (
+        SELECT {_MAPPING_COLUMNS} FROM {_MAPPINGS}
+        WHERE m.tenant_id = w.tenant_id AND m.client_id = w.client_id
+          AND m.slack_user_id = :slack_user_id
+          AND (m.slack_team_id = :team_id
+               OR (:user_enterprise_id <> '' AND m.slack_enterprise_id = :user_enterprise_id))
+        ORDER BY (m.slack_team_id = :team_id) DESC LIMIT 1) AS m ON true
+    WHERE w.client_id = :client_id AND w.slack_team_id = :slot
+      AND coalesce(w.slack_enterprise_id, '') = :enterprise_id AND w.slack_app_id = :app_id
+      AND {_IS_CLAIMED}
 """)  # noqa: S608 - Only constants of this module are put together.
 _INSERT_MAPPING = text("""
     INSERT INTO identity.work_app_slack_user_mappings (
@@ -262,15 +284,24 @@ _LIST_MAPPINGS = text(f"""
            OR (m.created_at, m.id) < (CAST(:after_at AS timestamptz), :after_id))
     ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
 """)  # noqa: S608 - Only constants of this module are put together.
-_REMOVE_MAPPING = text("""
+_REMOVE_MAPPING = text(f"""
     DELETE FROM identity.work_app_slack_user_mappings
     WHERE tenant_id = :tenant_id AND id = :id
       AND (CAST(:user_id AS text) IS NULL OR inkeep_user_id = :user_id)
-""")
+    RETURNING {ENDED_LINK}
+""")  # noqa: S608 - Only constants of this module are put together.
 _USE_MAPPING = text("""
     UPDATE identity.work_app_slack_user_mappings
     SET last_used_at = clock_timestamp(), updated_at = clock_timestamp()
     WHERE tenant_id = :tenant_id AND id = :id
+""")
+_NOTE_OPERATOR_AGENT = text("""
+    UPDATE identity.organization SET operator_agent = :agent, has_operator_agent = :is_there
+    WHERE id = :tenant_id
+""")
+_LACKS_OPERATOR_AGENT = text("""
+    SELECT 1 FROM identity.organization
+    WHERE id = :tenant_id AND operator_agent = :agent AND NOT has_operator_agent
 """)
 _READY = text("SELECT 1 FROM identity.organization LIMIT 1")
 
@@ -287,7 +318,7 @@ class PostgresStore:
         Raises:
             DatabaseUnavailable: The database does not answer, or has no tables.
         """
-        async with self._transaction() as connection:
+        async with self._reading() as connection:
             await connection.execute(_READY)
 
     # People.
@@ -297,26 +328,9 @@ class PostgresStore:
         async with self._transaction() as connection:
             await _remember(connection, person, tenant)
 
-    async def forget_user(self, user_id: UserId) -> int:
-        """Remove an account and everything that stands on it."""
-        async with self._transaction() as connection:
-            of = {"user_id": user_id}
-            await connection.execute(_FORGET_CODES, of)
-            removed = await _count(connection, _FORGET_MAPPINGS_OF_USER, of)
-            await connection.execute(_FORGET_USER, of)
-            return removed
-
-    async def forget_organization(self, tenant_id: TenantId) -> int:
-        """Remove an organization and everything that stands on it."""
-        async with self._transaction() as connection:
-            of = {"tenant_id": tenant_id}
-            removed = await _count(connection, _FORGET_MAPPINGS_OF_TENANT, of)
-            await connection.execute(_FORGET_TENANT, of)
-            return removed
-
     # Workspaces.
 
-    async def claim(self, claim: Claim) -> Claimed:
+    async def claim(self, claim: Claim, origin: Origin) -> Claimed:
         """Claim a workspace for a tenant."""
         key = claim.key
         of = {
@@ -329,7 +343,7 @@ class PostgresStore:
         async with self._transaction() as connection:
             for name in sorted({key.slot, key.enterprise_id} - {""}):
                 await connection.execute(_LOCK, {"name": f"claim:{name}"})
-            if await _find(connection, _KNOWS_TENANT, {"tenant_id": claim.tenant_id}) is None:
+            if await find(connection, _KNOWS_TENANT, {"tenant_id": claim.tenant_id}) is None:
                 raise OrganizationNotFound
             rivals = (await connection.execute(_RIVALS, of)).mappings().all()
             if any(rival["status"] != WorkspaceStatus.UNINSTALLED for rival in rivals):
@@ -337,14 +351,16 @@ class PostgresStore:
             for rival in rivals:
                 # A team's claim ends nothing of the Enterprise around it.
                 if rival["slack_team_id"] == key.slot or key.is_enterprise_install:
-                    named = {"tenant_id": rival["tenant_id"], "id": rival["id"]}
-                    await connection.execute(_DROP_WORKSPACE, named)
-            before = await _find(connection, _STATUS_BEFORE, of)
+                    await end_claim(
+                        connection, rival["tenant_id"], rival["id"], origin, "claimed elsewhere"
+                    )
+            before = await find(connection, _STATUS_BEFORE, of)
             row = (await connection.execute(_CLAIM, _claim_values(claim))).mappings().one()
+            await record(connection, _workspace_event("workspace.claimed", row, claim, origin))
         was_claimed = before is not None and before["status"] != WorkspaceStatus.UNINSTALLED
         return Claimed(_counted_workspace(row), was_claimed)
 
-    async def release(self, key: WorkspaceKey, installation_id: UUID) -> bool:
+    async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim and its open link codes."""
         of = {
             "client_id": CLIENT_ID,
@@ -353,39 +369,39 @@ class PostgresStore:
             "installation_id": installation_id,
         }
         async with self._transaction() as connection:
-            row = await _find(connection, _RELEASE, of)
+            row = await find(connection, _RELEASE, of)
             if row is None:
                 return False
             ended = {"tenant_id": row["tenant_id"], "workspace_id": row["id"]}
             await connection.execute(_END_CODES_OF_WORKSPACE, ended)
+            event = AuditEvent(
+                "workspace.released",
+                origin,
+                slack_enterprise_id=key.enterprise_id,
+                slack_team_id=key.team_id,
+                **ended,
+            )
+            await record(connection, event)
             return True
 
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
         """Find the claim on exactly this install."""
-        of = {
-            "client_id": CLIENT_ID,
-            "slot": key.slot,
-            "enterprise_id": key.enterprise_id,
-            "app_id": key.app_id,
-        }
-        async with self._transaction() as connection:
-            row = await _find(connection, _FIND_WORKSPACE, of)
+        async with self._reading() as connection:
+            row = await find(connection, _FIND_WORKSPACE, _workspace_key_values(key))
         return _workspace(row) if row else None
 
-    async def get_workspace(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId
-    ) -> CountedWorkspace:
+    async def get_workspace(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> Workspace:
         """Get a claim of the tenant."""
         of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
-        async with self._transaction() as connection:
-            row = await _find(connection, _GET_WORKSPACE, of)
+        async with self._reading() as connection:
+            row = await find(connection, _GET_WORKSPACE, of)
         if row is None:
             raise WorkspaceNotFound
-        return _counted_workspace(row)
+        return _workspace(row)
 
     async def list_workspaces(self, tenant_id: TenantId) -> list[CountedWorkspace]:
         """List the tenant's claims, newest first."""
-        async with self._transaction() as connection:
+        async with self._reading() as connection:
             rows = await connection.execute(_LIST_WORKSPACES, {"tenant_id": tenant_id})
             return [_counted_workspace(row) for row in rows.mappings()]
 
@@ -394,7 +410,7 @@ class PostgresStore:
     ) -> list[AgentDefault]:
         """List the default agents of a workspace, the workspace's own first."""
         of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
-        async with self._transaction() as connection:
+        async with self._reading() as connection:
             rows = await connection.execute(_LIST_DEFAULTS, of)
             return [
                 AgentDefault(
@@ -411,6 +427,7 @@ class PostgresStore:
         workspace_id: WorkspaceId,
         agent_default: AgentDefault,
         set_by: UserId,
+        event: AuditEvent,
     ) -> None:
         """Set the default agent of a place."""
         values = {
@@ -423,16 +440,32 @@ class PostgresStore:
             "set_by": set_by,
         }
         async with self._transaction() as connection:
-            if await _find(connection, _SET_DEFAULT, values) is None:
+            if await find(connection, _SET_DEFAULT, values) is None:
                 raise WorkspaceNotFound
+            await record(connection, event)
 
     async def remove_agent_default(
-        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str
+        self, tenant_id: TenantId, workspace_id: WorkspaceId, channel_id: str, event: AuditEvent
     ) -> None:
         """Remove the default agent of a place."""
         of = {"tenant_id": tenant_id, "workspace_id": workspace_id, "channel_id": channel_id}
         async with self._transaction() as connection:
-            await connection.execute(_REMOVE_DEFAULT, of)
+            if await count(connection, _REMOVE_DEFAULT, of):
+                await record(connection, event)
+
+    async def note_operator_agent(
+        self, tenant_id: TenantId, agent: Agent, *, is_there: bool
+    ) -> None:
+        """Note whether an administrator sees the operator's default agent."""
+        of = {"tenant_id": tenant_id, "agent": _name_of(agent), "is_there": is_there}
+        async with self._transaction() as connection:
+            await connection.execute(_NOTE_OPERATOR_AGENT, of)
+
+    async def lacks_operator_agent(self, tenant_id: TenantId, agent: Agent) -> bool:
+        """Tell whether an administrator was last seen not to see that agent."""
+        of = {"tenant_id": tenant_id, "agent": _name_of(agent)}
+        async with self._reading() as connection:
+            return await find(connection, _LACKS_OPERATOR_AGENT, of) is not None
 
     # Links.
 
@@ -443,7 +476,7 @@ class PostgresStore:
         of = _slack_user_values(code.tenant_id, code.slack_user)
         async with self._transaction() as connection:
             await _lock_slack_user(connection, code.tenant_id, code.slack_user.user_id)
-            if await _find(connection, _FIND_MAPPING, of):
+            if await find(connection, _FIND_MAPPING, of):
                 raise UserAlreadyLinked
             recent = await connection.execute(
                 _RECENT_CODES, {**of, "window": window, "limit": limit}
@@ -467,17 +500,17 @@ class PostgresStore:
 
     async def find_link_code(self, code_hash: CodeHash) -> LinkCode | None:
         """Find a code that works now."""
-        async with self._transaction() as connection:
-            row = await _find(connection, _FIND_CODE, {"code_hash": code_hash})
+        async with self._reading() as connection:
+            row = await find(connection, _FIND_CODE, {"code_hash": code_hash})
         return _link_code(row) if row else None
 
     async def redeem_link_code(
-        self, code_hash: CodeHash, session: Session, mapping_id: MappingId
+        self, code_hash: CodeHash, session: Session, mapping_id: MappingId, event: AuditEvent
     ) -> bool:
         """Spend a code and link its Slack user to the session's account."""
         person, tenant = session.person, session.tenant
         async with self._transaction() as connection:
-            seen = await _find(connection, _FIND_CODE, {"code_hash": code_hash})
+            seen = await find(connection, _FIND_CODE, {"code_hash": code_hash})
             if seen is None or seen["tenant_id"] != tenant.tenant_id:
                 raise LinkCodeSpent
             # Before the code's row, in the order in which a new code takes them.
@@ -488,12 +521,12 @@ class PostgresStore:
                 "tenant_id": tenant.tenant_id,
                 "user_id": person.user_id,
             }
-            spent = await _find(connection, _SPEND_CODE, spend)
+            spent = await find(connection, _SPEND_CODE, spend)
             if spent is None:
                 raise LinkCodeSpent
-            code = _link_code(spent)
-            of = _slack_user_values(code.tenant_id, code.slack_user)
-            existing = await _find(connection, _FIND_MAPPING, of)
+            await record(connection, event)
+            of = _slack_user_values(tenant.tenant_id, _slack_user(spent))
+            existing = await find(connection, _FIND_MAPPING, of)
             if existing is not None:
                 if existing["inkeep_user_id"] != person.user_id:
                     raise UserLinkedElsewhere
@@ -502,16 +535,32 @@ class PostgresStore:
                 **of,
                 "id": mapping_id,
                 "user_id": person.user_id,
-                "workspace_id": code.workspace_id,
+                "workspace_id": spent["id"],
             }
             await connection.execute(_INSERT_MAPPING, values)
             return False
 
     async def find_mapping(self, tenant_id: TenantId, slack_user: SlackUser) -> UserMapping | None:
         """Find the link of a Slack user in a tenant."""
-        async with self._transaction() as connection:
-            row = await _find(connection, _FIND_MAPPING, _slack_user_values(tenant_id, slack_user))
+        async with self._reading() as connection:
+            row = await find(connection, _FIND_MAPPING, _slack_user_values(tenant_id, slack_user))
         return _mapping(row) if row else None
+
+    async def find_subject(
+        self, key: WorkspaceKey, slack_user: SlackUser
+    ) -> tuple[Workspace, UserMapping | None] | None:
+        """Find the claim on an install, and in its tenant the Slack user's link."""
+        of = {
+            **_workspace_key_values(key),
+            "team_id": slack_user.team_id,
+            "user_enterprise_id": slack_user.enterprise_id,
+            "slack_user_id": slack_user.user_id,
+        }
+        async with self._reading() as connection:
+            row = await find(connection, _FIND_SUBJECT, of)
+        if row is None:
+            return None
+        return _workspace(row), _mapping(row) if row["mapping_id"] else None
 
     async def list_mappings(
         self,
@@ -531,42 +580,85 @@ class PostgresStore:
             "after_id": after.mapping_id if after else "",
             "limit": limit,
         }
-        async with self._transaction() as connection:
+        async with self._reading() as connection:
             rows = await connection.execute(_LIST_MAPPINGS, of)
             return [_mapping(row) for row in rows.mappings()]
 
     async def remove_mapping(
-        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None
+        self, tenant_id: TenantId, mapping_id: MappingId, *, of_user: UserId | None, origin: Origin
     ) -> bool:
         """Remove a link of the tenant."""
         of = {"tenant_id": tenant_id, "id": mapping_id, "user_id": of_user}
         async with self._transaction() as connection:
-            return await _count(connection, _REMOVE_MAPPING, of) > 0
+            row = await find(connection, _REMOVE_MAPPING, of)
+            if row is None:
+                return False
+            await record(connection, _unlinked(row, origin))
+            return True
 
-    async def use_mapping(self, tenant_id: TenantId, mapping_id: MappingId) -> bool:
+    async def use_mapping(
+        self, tenant_id: TenantId, mapping_id: MappingId, event: AuditEvent
+    ) -> bool:
         """Note that a token is issued for a link."""
         of = {"tenant_id": tenant_id, "id": mapping_id}
         async with self._transaction() as connection:
-            return await _count(connection, _USE_MAPPING, of) > 0
+            if not await count(connection, _USE_MAPPING, of):
+                return False
+            await record(connection, event)
+            return True
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Commit what the block did, or nothing when it raises."""
-        with database_errors(DatabaseUnavailable):
-            async with self._engine.begin() as connection:
-                yield connection
+    def _transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return transaction(self._engine)
 
-
-async def _find(
-    connection: AsyncConnection, statement: TextClause, values: Mapping[str, Any]
-) -> RowMapping | None:
-    return (await connection.execute(statement, dict(values))).mappings().first()
+    def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return reading(self._engine)
 
 
-async def _count(
-    connection: AsyncConnection, statement: TextClause, values: Mapping[str, Any]
+async def end_claim(
+    connection: AsyncConnection, tenant_id: str, workspace_id: str, origin: Origin, why: str
+) -> None:
+    """Remove a claim with everything that stands on it, and record each link that ends."""
+    of = {"tenant_id": tenant_id, "id": workspace_id}
+    await remove_links(connection, _REMOVE_LINKS_OF_WORKSPACE, of, origin, why)
+    row = await find(connection, _DROP_WORKSPACE, of)
+    if row is not None:
+        event = AuditEvent(
+            "workspace.ended",
+            origin,
+            tenant_id=tenant_id,
+            workspace_id=workspace_id,
+            slack_enterprise_id=row["enterprise_id"],
+            slack_team_id=row["slack_team_id"],
+            purpose=why,
+        )
+        await record(connection, event)
+
+
+async def remove_links(
+    connection: AsyncConnection,
+    statement: TextClause,
+    of: Mapping[str, str],
+    origin: Origin,
+    why: str,
 ) -> int:
-    return (await connection.execute(statement, dict(values))).rowcount
+    """Remove the links that a statement removes and returns, record each, and count them."""
+    rows = (await connection.execute(statement, dict(of))).mappings().all()
+    await record(connection, *(_unlinked(row, origin, why) for row in rows))
+    return len(rows)
+
+
+def _unlinked(row: RowMapping, origin: Origin, why: str = "") -> AuditEvent:
+    return AuditEvent(
+        "user.unlinked",
+        origin,
+        tenant_id=row["tenant_id"],
+        workspace_id=row["workspace_id"],
+        slack_enterprise_id=row["enterprise_id"],
+        slack_team_id=row["slack_team_id"],
+        slack_user_id=row["slack_user_id"],
+        user_id=row["inkeep_user_id"],
+        purpose=why,
+    )
 
 
 async def _remember(connection: AsyncConnection, person: Person, tenant: Tenant) -> None:
@@ -578,6 +670,31 @@ async def _remember(connection: AsyncConnection, person: Person, tenant: Tenant)
 
 async def _lock_slack_user(connection: AsyncConnection, tenant_id: str, slack_user_id: str) -> None:
     await connection.execute(_LOCK, {"name": f"link:{tenant_id}:{slack_user_id}"})
+
+
+def _workspace_event(name: str, row: RowMapping, claim: Claim, origin: Origin) -> AuditEvent:
+    return AuditEvent(
+        name,
+        origin,
+        tenant_id=row["tenant_id"],
+        workspace_id=row["id"],
+        slack_enterprise_id=claim.key.enterprise_id,
+        slack_team_id=claim.key.team_id,
+        user_id=claim.installed_by,
+    )
+
+
+def _name_of(agent: Agent) -> str:
+    return f"{agent.project_id}/{agent.agent_id}"
+
+
+def _workspace_key_values(key: WorkspaceKey) -> dict[str, Any]:
+    return {
+        "client_id": CLIENT_ID,
+        "slot": key.slot,
+        "enterprise_id": key.enterprise_id,
+        "app_id": key.app_id,
+    }
 
 
 def _claim_values(claim: Claim) -> dict[str, Any]:
@@ -629,8 +746,7 @@ def _counted_workspace(row: RowMapping) -> CountedWorkspace:
 
 def _link_code(row: RowMapping) -> LinkCode:
     return LinkCode(
-        tenant_id=TenantId(row["tenant_id"]),
-        workspace_id=WorkspaceId(row["workspace_id"]),
+        workspace=_workspace(row),
         slack_user=_slack_user(row),
         display_name=row["slack_display_name"],
         email=row["slack_email"],
@@ -640,15 +756,15 @@ def _link_code(row: RowMapping) -> LinkCode:
 
 def _mapping(row: RowMapping) -> UserMapping:
     return UserMapping(
-        mapping_id=MappingId(row["id"]),
-        tenant_id=TenantId(row["tenant_id"]),
-        workspace_id=WorkspaceId(row["workspace_id"]),
+        mapping_id=MappingId(row["mapping_id"]),
+        tenant_id=TenantId(row["mapping_tenant_id"]),
+        workspace_id=WorkspaceId(row["mapping_workspace_id"]),
         slack_user=_slack_user(row),
-        person=Person(UserId(row["inkeep_user_id"]), row["name"], row["email"]),
-        linked_at=row["created_at"],
+        person=Person(UserId(row["inkeep_user_id"]), row["user_name"], row["user_email"]),
+        linked_at=row["linked_at"],
         last_used_at=row["last_used_at"],
     )
 
 
 def _slack_user(row: RowMapping) -> SlackUser:
-    return SlackUser(row["slack_team_id"], row["enterprise_id"], row["slack_user_id"])
+    return SlackUser(row["user_team_id"], row["user_enterprise_id"], row["slack_user_id"])

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import NewType
 
 from interlock_chassis.secret import Secret
-from interlock_identity.domain.people import Person, TenantId
-from interlock_identity.domain.workspaces import WorkspaceId
+from interlock_identity.domain.people import Account, Person, Session, TenantId
+from interlock_identity.domain.workspaces import Workspace, WorkspaceId
 
 LinkCodeId = NewType("LinkCodeId", str)
 MappingId = NewType("MappingId", str)
@@ -65,14 +65,13 @@ class NewLinkCode:
 
 @dataclass(frozen=True, slots=True)
 class LinkCode:
-    """A link code that still works.
+    """A link code that still works, and the workspace it is for.
 
     Attributes:
         expires_at: The first instant at which it no longer does.
     """
 
-    tenant_id: TenantId
-    workspace_id: WorkspaceId
+    workspace: Workspace
     slack_user: SlackUser
     display_name: str
     email: str
@@ -96,6 +95,11 @@ class UserMapping:
     person: Person
     linked_at: datetime
     last_used_at: datetime | None
+
+    @property
+    def account(self) -> Account:
+        """The account in its tenant."""
+        return Account(self.tenant_id, self.person.user_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,32 @@ def hash_link_code(code: str) -> CodeHash:
     No salt and no stretching: the code is random, so it cannot be guessed from its hash.
     """
     return CodeHash(hashlib.sha256(code.encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class EmailPolicy:
+    """In which tenants a Slack user links only to the account with their own address.
+
+    Elsewhere a difference takes a second confirmation.
+
+    Attributes:
+        is_strict_everywhere: Whether it is so in every tenant.
+        strict_tenants: The tenants in which it is.
+    """
+
+    is_strict_everywhere: bool = False
+    strict_tenants: frozenset[TenantId] = frozenset()
+
+    def allows(self, slack_email: str, session: Session) -> bool:
+        """Tell whether the tenant's rule lets these two addresses be linked.
+
+        Where it is strict, an address that Slack does not tell, or that the
+        account has not proved to be its own, is not the same.
+        """
+        if not (self.is_strict_everywhere or session.tenant.tenant_id in self.strict_tenants):
+            return True
+        is_told = bool(slack_email.strip()) and session.is_email_verified
+        return is_told and not emails_differ(slack_email, session.person.email)
 
 
 def emails_differ(slack_email: str, account_email: str) -> bool:

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import NewType
 
 from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.secret import Secret
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -50,6 +51,14 @@ def strongest_role(roles: str) -> Role:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """An account in a tenant."""
+
+    tenant_id: TenantId
+    user_id: UserId
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
     """An account of the platform.
 
@@ -75,6 +84,19 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionProof:
+    """What a browser shows.
+
+    Attributes:
+        cookie: The auth server's session cookie, `name=value`.
+        client_address: The browser's address, or "".
+    """
+
+    cookie: Secret[str]
+    client_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A signed-in person, as the auth server vouched for a moment ago.
 
@@ -82,12 +104,14 @@ class Session:
         tenant: The organization that is active in the session.
         role: The role held in it now.
         ref: Stable for the session and not secret.
+        is_email_verified: Whether the auth server has seen that the address is the person's.
     """
 
     person: Person
     tenant: Tenant
     role: Role
     ref: str
+    is_email_verified: bool = False
 
     def require_member(self) -> None:
         """Let only people pass whose role we know.

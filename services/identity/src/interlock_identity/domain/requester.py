@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_identity.domain.linking import SlackUser
-from interlock_identity.domain.people import TenantId, UserId
+from interlock_identity.domain.people import Account, TenantId, UserId
 from interlock_identity.domain.workspaces import WorkspaceKey
 from interlock_tokens.errors import PurposeNotGranted
 from interlock_tokens.grants import AdminGrant, AdminPurpose, SlackGrant, Workspace
@@ -19,14 +19,6 @@ class SlackStranger(ServiceError):
 
     kind = Kind.FORBIDDEN
     reason = "SLACK_STRANGER"
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """An account in a tenant."""
-
-    tenant_id: TenantId
-    user_id: UserId
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -28,8 +28,16 @@ from interlock_token_vault.adapters.rows import (
     query,
 )
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent, Origin
+from interlock_token_vault.domain.audit_log import ChainHead
 from interlock_token_vault.domain.installation import InstallationId, InstallationKey
-from interlock_token_vault.vault import DatabaseUnavailable, Judge, Loaded, Verdict
+from interlock_token_vault.vault import (
+    DatabaseUnavailable,
+    Judge,
+    Loaded,
+    ReadTarget,
+    Stop,
+    Verdict,
+)
 
 # 512 reads are one statement of some 100 kB and a commit of 10 ms.
 _MAX_BATCH = 512
@@ -38,6 +46,7 @@ _READ_BUDGET = timedelta(seconds=2)
 _WRITE_BUDGET = timedelta(seconds=5)
 # Bounds the memory of what the audit log says of generations: about 2 MB.
 _MAX_HEADS = 10_000
+_MAX_LEFT = 1000
 # InternalClientError: asyncpg's word for a session that Postgres ended while idle.
 _FAILURES = (
     asyncpg.PostgresError,
@@ -65,34 +74,36 @@ def failing_closed() -> Iterator[None]:
 
 
 async def load(
-    connection: Connection, keys: Sequence[InstallationKey], is_new: Sequence[bool]
-) -> tuple[datetime, dict[InstallationKey, Loaded]]:
-    """Load what answers for the keys, naming it for the rest of the transaction.
+    connection: Connection, targets: Sequence[ReadTarget], is_new: Sequence[bool]
+) -> tuple[datetime, dict[ReadTarget, Loaded]]:
+    """Load what answers for the targets, naming it for the rest of the transaction.
 
     Args:
         connection: In a transaction, or the naming ends with the statement.
-        keys: Distinct.
-        is_new: For each key, whether to ask what the audit log knows.
+        targets: Distinct.
+        is_new: For each target, whether to ask what the audit log knows.
 
     Returns:
         The database's time, and what was found.
     """
     rows = await connection.fetch(
-        query("load_bots"),
-        [key.client_id for key in keys],
-        [key.app_id for key in keys],
-        [key.enterprise_id for key in keys],
-        [key.team_id for key in keys],
+        query("load_tokens"),
+        [target.key.client_id for target in targets],
+        [target.key.app_id for target in targets],
+        [target.key.enterprise_id for target in targets],
+        [target.key.team_id for target in targets],
+        [target.user_id for target in targets],
         list(is_new),
     )
     at: datetime = rows[0]["read_at"]
     found = {
-        keys[row["ordinal"] - 1]: Loaded(
+        targets[row["ordinal"] - 1]: Loaded(
             installation=installation_of(row),
             sealed=loaded_token_of(row),
             wrapped=dek_of(row),
             at=at,
             audited_generation=row["audited_generation"] or 0,
+            stopped=Stop(row["stopped"]) if row["stopped"] else None,
         )
         for row in rows
         if row["ordinal"] is not None
@@ -102,9 +113,9 @@ async def load(
 
 @dataclass(slots=True)
 class _Entry:
-    """What shares a transaction: the read of a key, or records alone (no key)."""
+    """What shares a transaction: the read of a target, or records alone (no target)."""
 
-    key: InstallationKey | None
+    target: ReadTarget | None
     judge: Judge
     settled: "asyncio.Future[Verdict]"
 
@@ -141,9 +152,7 @@ class _Heads:
         self.known.move_to_end(key)
         if len(self.known) > _MAX_HEADS:
             self.known.popitem(last=False)
-        return Loaded(
-            installation, loaded.sealed, loaded.wrapped, loaded.at, audited_generation=highest
-        )
+        return replace(loaded, audited_generation=highest)
 
 
 class Journal:
@@ -160,13 +169,15 @@ class Journal:
         self._new_id = new_id
         self._chain = AuditChain(new_id())
         self._before = ""
+        self._left: list[ChainHead] = []
+        self._is_failing = False
         self._heads = _Heads()
         self._queue: asyncio.Queue[_Entry | _Job[Any] | None] = asyncio.Queue()
         self._is_closed = False
 
-    async def load_recorded(self, key: InstallationKey, judge: Judge) -> Verdict:
+    async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load, judge, and commit the record; see VaultStore."""
-        entry = _Entry(key, judge, _future())
+        entry = _Entry(target, judge, _future())
         self._put(entry)
         return await entry.settled
 
@@ -188,6 +199,15 @@ class Journal:
         job: _Job[_T] = _Job(work, _future())
         self._put(job)
         return await job.settled
+
+    def heads(self) -> list[ChainHead]:
+        """Give the known end of every chain of this process that has records."""
+        return [*self._left, *self._head()]
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last transaction could not be committed."""
+        return self._is_failing
 
     async def run(self) -> None:
         """Write, until `close`."""
@@ -224,7 +244,7 @@ class Journal:
             async with self._transaction(_READ_BUDGET) as (connection, append):
                 at, found = await self._load(connection, entries)
                 for place, entry in enumerate(entries):
-                    loaded = found.get(entry.key) if entry.key else None
+                    loaded = found.get(entry.target) if entry.target else None
                     try:
                         verdicts[place] = entry.judge(loaded)
                     except Exception as error:  # noqa: BLE001 - One judge's bug is not its neighbours'.
@@ -254,10 +274,13 @@ class Journal:
 
     async def _load(
         self, connection: Connection, entries: Sequence[_Entry]
-    ) -> tuple[datetime, dict[InstallationKey, Loaded]]:
-        keys = list(dict.fromkeys(entry.key for entry in entries if entry.key))
-        at, found = await load(connection, keys, [self._heads.is_new(key) for key in keys])
-        return at, {key: self._heads.merge(key, loaded) for key, loaded in found.items()}
+    ) -> tuple[datetime, dict[ReadTarget, Loaded]]:
+        targets = list(dict.fromkeys(entry.target for entry in entries if entry.target))
+        is_new = [self._heads.is_new(target.key) for target in targets]
+        at, found = await load(connection, targets, is_new)
+        return at, {
+            target: self._heads.merge(target.key, loaded) for target, loaded in found.items()
+        }
 
     @asynccontextmanager
     async def _transaction(
@@ -267,7 +290,7 @@ class Journal:
     ]:
         """Open a transaction and a way to append to the chain in it."""
         records: list[ChainedEvent] = []
-        with failing_closed():
+        with self._watched(), failing_closed():
             async with asyncio.timeout(budget.total_seconds()), self._pool.acquire() as connection:
 
                 async def append(events: Sequence[AuditEvent], at: datetime) -> None:
@@ -294,6 +317,16 @@ class Journal:
                     raise
                 self._chain.advance(records)
 
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Remember how the last transaction ended."""
+        try:
+            yield
+        except DatabaseUnavailable:
+            self._is_failing = True
+            raise
+        self._is_failing = False
+
     def _extend(self, events: Sequence[AuditEvent], at: datetime) -> list[ChainedEvent]:
         if not events:
             return []
@@ -305,19 +338,32 @@ class Journal:
     def _begin_chain(self) -> None:
         """Leave a chain whose end is unknown, and say in the next one where that was."""
         self._before = f"{self._chain.chain_id}/{self._chain.seq}"
+        # Bounds what a database that stumbles all day makes us remember.
+        self._left = [*self._left, *self._head()][-_MAX_LEFT:]
         self._chain = AuditChain(self._new_id())
+
+    def _head(self) -> list[ChainHead]:
+        chain = self._chain
+        return [ChainHead(chain.chain_id, chain.seq, chain.head, chain.at)] if chain.seq else []
 
 
 @asynccontextmanager
 async def open_journal(pool: Pool, *, new_id: Callable[[], UUID]) -> AsyncIterator[Journal]:
     """Open a journal; on leaving, everything it took is settled first."""
     journal = Journal(pool, new_id=new_id)
-    writing = asyncio.create_task(journal.run())
-    try:
+    async with writing(journal):
         yield journal
+
+
+@asynccontextmanager
+async def writing(journal: Journal) -> AsyncIterator[None]:
+    """Have a journal write; on leaving, everything it took is settled first."""
+    task = asyncio.create_task(journal.run())
+    try:
+        yield
     finally:
         journal.close()
-        await writing
+        await task
 
 
 def _as_verdict(event: AuditEvent, _: Loaded | None) -> Verdict:

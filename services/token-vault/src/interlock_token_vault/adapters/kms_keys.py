@@ -11,7 +11,7 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
@@ -22,8 +22,10 @@ from interlock_token_vault.domain.envelope import (
     DEK_BYTES,
     NONCE_BYTES,
     SALT_BYTES,
+    Bound,
     CannotOpen,
     KeyContext,
+    SealedBytes,
     SealedToken,
     TokenContext,
     WrappedDek,
@@ -35,12 +37,14 @@ from interlock_token_vault.vault import KmsUnavailable
 
 MAX_TTL = timedelta(seconds=300)
 _MAX_USES = 1000
-# About 400 bytes each: a few megabytes for the workspaces that are busy now.
+# About 600 bytes each: a few megabytes for the workspaces that are busy now.
 _MAX_KEYS = 10_000
 # Fail closed while the reader's 5 s still leave time to answer.
 _KMS_BUDGET = timedelta(seconds=2)
 # 128 bits: fingerprints of different tokens never meet by chance.
 _REF_BYTES = 16
+# A fingerprint is never a MAC of a backup.
+_MAC_LABEL = b"interlock backup mac v1"
 
 _T = TypeVar("_T")
 
@@ -83,7 +87,7 @@ class _Kept:
     uses_left: int
 
 
-_CacheKey = tuple[DekId, bytes, bytes]
+_CacheKey = tuple[DekId, str, bytes, bytes]
 
 
 class KmsKeys:
@@ -137,12 +141,28 @@ class KmsKeys:
         dek = self._find_kept(_cache_key(wrapped, bound))
         return KmsDataKey(self, wrapped, bound, dek, source="kms" if dek is None else "cache")
 
+    async def rewrap(self, wrapped: WrappedDek, context: KeyContext) -> WrappedDek:
+        """Wrap a stored data key again; see Keys. Keeps none of it."""
+        bound = context.encode()
+        dek = await _within_budget(
+            self._kms.unwrap(WrappedKey(wrapped.kek_version, wrapped.wrapped), bound)
+        )
+        if len(dek.reveal()) != DEK_BYTES:
+            raise CannotOpen
+        key = await _within_budget(self._kms.wrap(dek, bound))
+        return replace(wrapped, kek_version=key.kek_version, wrapped=key.wrapped)
+
     def ref(self, token: Secret[str]) -> TokenRef:
         """Fingerprint a token with HMAC-SHA256 under our own key, cut to 128 bits."""
         digest = hmac.digest(
             self._fingerprint_key.reveal().encode(), token.reveal().encode(), hashlib.sha256
         )
         return TokenRef(digest[:_REF_BYTES].hex())
+
+    def new_mac(self) -> hmac.HMAC:
+        """Begin an HMAC-SHA256 under a key that the fingerprint key gives; see Keys."""
+        own = self._fingerprint_key.reveal().encode()
+        return hmac.new(hmac.digest(own, _MAC_LABEL, hashlib.sha256), digestmod=hashlib.sha256)
 
     async def unwrap(self, wrapped: WrappedDek, bound: bytes) -> Secret[bytes]:
         """Have the KMS unwrap a key, once for all who want it now, and keep it.
@@ -223,30 +243,38 @@ class KmsDataKey:
 
     async def open(self, sealed: SealedToken, context: TokenContext) -> Secret[str]:
         """Open a token in its place; see DataKey."""
-        dek = await self._get()
-        opened = open_sealed(dek.reveal(), sealed.sealed, context)
-        try:
-            return Secret(opened.decode())
-        except UnicodeDecodeError:
-            # The original error carries the bytes.
-            raise CannotOpen from None
+        return await self.open_value(sealed.sealed, context)
 
     async def seal(
         self, token: Secret[str], context: TokenContext, expires_at: datetime | None
     ) -> SealedToken:
         """Seal a token into its place; see DataKey."""
-        dek = await self._get()
-        salt, nonce = self._keys.new_nonce()
         return SealedToken(
             kind=context.kind,
             slot=context.slot,
             user_id=context.user_id,
             generation=context.generation,
             dek_id=context.dek_id,
-            sealed=seal(dek.reveal(), token.reveal().encode(), context, salt=salt, nonce=nonce),
+            sealed=await self.seal_value(token, context),
             ref=self._keys.ref(token),
             expires_at=expires_at,
         )
+
+    async def open_value(self, sealed: SealedBytes, bound: Bound) -> Secret[str]:
+        """Open what was sealed into any place; see DataKey."""
+        dek = await self._get()
+        opened = open_sealed(dek.reveal(), sealed, bound)
+        try:
+            return Secret(opened.decode())
+        except UnicodeDecodeError:
+            # The original error carries the bytes.
+            raise CannotOpen from None
+
+    async def seal_value(self, value: Secret[str], bound: Bound) -> SealedBytes:
+        """Seal a text into any place; see DataKey."""
+        dek = await self._get()
+        salt, nonce = self._keys.new_nonce()
+        return seal(dek.reveal(), value.reveal().encode(), bound, salt=salt, nonce=nonce)
 
     async def _get(self) -> Secret[bytes]:
         if self._dek is None:
@@ -256,11 +284,7 @@ class KmsDataKey:
 
 def _cache_key(wrapped: WrappedDek, bound: bytes) -> _CacheKey:
     """Tell keys apart by id, bytes and context: a warm cache must not skip the KMS's checks."""
-    return (
-        wrapped.dek_id,
-        hashlib.sha256(wrapped.kek_version.encode() + b"\0" + wrapped.wrapped).digest(),
-        hashlib.sha256(bound).digest(),
-    )
+    return (wrapped.dek_id, wrapped.kek_version, wrapped.wrapped, bound)
 
 
 async def _within_budget(answer: Awaitable[_T]) -> _T:

@@ -9,9 +9,11 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -20,6 +22,7 @@ from interlock_chassis.errors import ConfigError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.kms_keys import WrappedKey
 from interlock_token_vault.domain.envelope import CannotOpen
+from interlock_token_vault.key_lifecycle import KekNotFound
 from interlock_token_vault.vault import KekDisabled
 
 VARIABLE = "INTERLOCK_LOCAL_KEYSET_FILE"
@@ -35,6 +38,8 @@ class LocalKms:
     Args:
         keks: Key-encryption keys by version, 32 bytes each.
         primary: The version that wraps new data keys.
+        path: The keyset file, where keys may be added and promoted while the
+            process runs; None for a fixed keyset.
     """
 
     def __init__(
@@ -43,10 +48,12 @@ class LocalKms:
         primary: str,
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        path: Path | None = None,
     ) -> None:
-        self._keks = MappingProxyType(dict(keks))
+        self._keks: Mapping[str, Secret[bytes]] = MappingProxyType(dict(keks))
         self._primary = primary
         self._random_bytes = random_bytes
+        self._path = path
 
     @classmethod
     def load(cls, path: Path, *, environment: str) -> "LocalKms":
@@ -63,7 +70,7 @@ class LocalKms:
         if environment != "development":
             raise ConfigError("INTERLOCK_KMS", "keys in a file are for development only")
         keks, primary = _parse(_read_private(path))
-        return cls(keks, primary)
+        return cls(keks, primary, path=path)
 
     async def wrap(self, dek: Secret[bytes], bound: bytes) -> WrappedKey:
         """Wrap a data key; see Kms."""
@@ -83,6 +90,49 @@ class LocalKms:
             # ValueError: cut to less than a nonce.
             raise CannotOpen from None
 
+    async def find_primary(self) -> str:
+        """Find the primary version; see Keks."""
+        return self._primary
+
+    async def list_versions(self) -> Sequence[str]:
+        """List the versions of the file, and use them from now on; see Keks."""
+        if self._path is not None:
+            self._keks, self._primary = _parse(_read_private(self._path))
+        return list(self._keks)
+
+    async def make_primary(self, version: str) -> None:
+        """Make a version of the file primary, there and here; see Keks."""
+        if version not in await self.list_versions():
+            raise KekNotFound
+        if self._path is not None:
+            _change(self._path, lambda keyset: keyset | {"primary": version})
+        self._primary = version
+
+    async def retire(self, version: str) -> None:
+        """Put a version aside, in the file and here; see Keks.
+
+        It stays in the file, under `retired`: backups made before still need it.
+        """
+        if version not in await self.list_versions():
+            raise KekNotFound
+        if self._path is not None:
+            _change(self._path, lambda keyset: _put_aside(keyset, version))
+        self._keks = {name: kek for name, kek in self._keks.items() if name != version}
+
+
+def add_key(path: Path, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> str:
+    """Add a key to a keyset file, not primary yet, and return its version.
+
+    Raises:
+        ConfigError: The file is no keyset, or others may read it.
+    """
+    keks, _ = _parse(_read_private(path))
+    used = {*keks, *json.loads(_read_private(path)).get("retired", {})}
+    version = next(name for number in count(1) if (name := f"local-{number}") not in used)
+    key = base64.b64encode(random_bytes(_KEK_BYTES)).decode()
+    _change(path, lambda keyset: keyset | {"keys": keyset["keys"] | {version: key}})
+    return version
+
 
 def create_keyset(
     path: Path, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes
@@ -93,7 +143,25 @@ def create_keyset(
         FileExistsError: There is a file already; its keys may still be needed.
     """
     key = base64.b64encode(random_bytes(_KEK_BYTES)).decode()
-    document = json.dumps({"primary": "local-1", "keys": {"local-1": key}})
+    _create(path, json.dumps({"primary": "local-1", "keys": {"local-1": key}}))
+
+
+def _put_aside(keyset: dict[str, Any], version: str) -> dict[str, Any]:
+    keys = dict(keyset["keys"])
+    retired = keyset.get("retired", {}) | {version: keys.pop(version)}
+    return keyset | {"keys": keys, "retired": retired}
+
+
+def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace a keyset file at once by a changed one."""
+    keyset = change(json.loads(_read_private(path)))
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    _create(draft, json.dumps(keyset))
+    draft.replace(path)
+
+
+def _create(path: Path, document: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
     with os.fdopen(descriptor, "w") as file:
         file.write(document)

@@ -5,8 +5,8 @@ The contract suites hold them to what Postgres and a KMS do.
 
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -28,6 +28,8 @@ from interlock_token_vault.domain.install import (
     WorkspaceTaken,
 )
 from interlock_token_vault.domain.installation import (
+    ClientId,
+    DekId,
     Installation,
     InstallationId,
     InstallationKey,
@@ -43,7 +45,25 @@ from interlock_token_vault.install_ports import (
     StaleGeneration,
     TokenDead,
 )
-from interlock_token_vault.vault import AuditCursor, Judge, KekDisabled, Loaded, Verdict
+from interlock_token_vault.key_lifecycle import (
+    DekPlace,
+    EnterpriseInstalled,
+    Held,
+    HeldDek,
+    KekNotFound,
+    RewrapRunning,
+    SlackPlace,
+)
+from interlock_token_vault.vault import (
+    AuditCursor,
+    InstallationNotFound,
+    Judge,
+    KekDisabled,
+    Loaded,
+    ReadTarget,
+    Stop,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,6 +167,26 @@ class FakeKms:
         """Answer every unwrap with these bytes."""
         self._answer = Secret(dek)
 
+    async def find_primary(self) -> str:
+        """Find the primary version; see Keks."""
+        return self.primary
+
+    async def list_versions(self) -> Sequence[str]:
+        """List the versions; see Keks."""
+        return sorted(self._versions)
+
+    async def make_primary(self, version: str) -> None:
+        """Promote a version that is there; see Keks."""
+        if version not in self._versions:
+            raise KekNotFound
+        self.primary = version
+
+    async def retire(self, version: str) -> None:
+        """Forget a version; see Keks."""
+        if version not in self._versions:
+            raise KekNotFound
+        self._versions.discard(version)
+
     async def wrap(self, dek: Secret[bytes], bound: bytes) -> WrappedKey:
         """Wrap a data key; see Kms."""
         with self.faults.around("kms.wrap"):
@@ -189,7 +229,9 @@ class MemoryStore:
         self.installations: dict[InstallationId, Installation] = {}
         self.tokens: dict[InstallationId, tuple[SealedToken, ...]] = {}
         self.deks: dict[InstallationId, WrappedDek] = {}
+        self.stops: dict[tuple[InstallationId | None, Stop], str] = {}
         self._attempts: dict[str, _AttemptRow] = {}
+        self._is_rewrapping = False
         self._clock = clock
         self._chain = AuditChain(chain_id)
         self._order = count()
@@ -200,10 +242,10 @@ class MemoryStore:
 
     # What reading needs.
 
-    async def load_recorded(self, key: InstallationKey, judge: Judge) -> Verdict:
+    async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load, judge, and commit the record; see VaultStore."""
         with self.faults.around("store.load_recorded"):
-            verdict = judge(self._find(key))
+            verdict = judge(self._find(target.key, target.user_id))
             self._append([verdict.event])
             return verdict
 
@@ -226,6 +268,25 @@ class MemoryStore:
                 if (key is None or record.event.installation_id in ids)
                 and (after is None or _place(record) < (after.at, after.chain_id, after.seq))
             ][:limit]
+
+    async def stop_releases(
+        self, installation_id: InstallationId | None, stop: Stop, note: str, event: AuditEvent
+    ) -> None:
+        """Stop releases; see VaultStore."""
+        with self.faults.around("store.stop_releases"):
+            if installation_id is not None and installation_id not in self.installations:
+                raise InstallationNotFound
+            if (installation_id, stop) not in self.stops:
+                self.stops[installation_id, stop] = note
+                self._append([event])
+
+    async def resume_releases(
+        self, installation_id: InstallationId | None, stop: Stop, event: AuditEvent
+    ) -> None:
+        """Undo stop_releases; see VaultStore."""
+        with self.faults.around("store.resume_releases"):
+            if self.stops.pop((installation_id, stop), None) is not None:
+                self._append([event])
 
     # What installing needs.
 
@@ -343,6 +404,7 @@ class MemoryStore:
             active = replace(target, state=InstallationState.ACTIVE, installed_at=self._clock.now())
             self.installations[active.id] = active
             self.tokens[active.id] = activation.tokens
+            self.stops.pop((active.id, Stop.HELD), None)
             self._end(
                 row,
                 state=AttemptState.DONE,
@@ -399,14 +461,112 @@ class MemoryStore:
                 if row.ended_at is None or row.ended_at >= limit
             }
 
-    def _find(self, key: InstallationKey | None) -> Loaded | None:
+    # What the life of keys needs.
+
+    async def count_deks(self) -> Mapping[str, int]:
+        """Count the data keys by version; see KeyStore."""
+        return Counter(wrapped.kek_version for wrapped in self.deks.values())
+
+    @asynccontextmanager
+    async def rewrapping(self) -> AsyncIterator[None]:
+        """Hold the right to re-wrap; see KeyStore."""
+        if self._is_rewrapping:
+            raise RewrapRunning
+        self._is_rewrapping = True
+        try:
+            yield
+        finally:
+            self._is_rewrapping = False
+
+    async def list_deks(
+        self, not_version: str, after: DekId | None, limit: int
+    ) -> Sequence[DekPlace]:
+        """List data keys of other versions; see KeyStore."""
+        with self.faults.around("store.list_deks"):
+            found = sorted(self.deks.values(), key=lambda wrapped: wrapped.dek_id)
+            return [
+                DekPlace(wrapped.dek_id, wrapped.installation_id)
+                for wrapped in found
+                if wrapped.kek_version != not_version and (after is None or wrapped.dek_id > after)
+            ][:limit]
+
+    async def get_deks(self, places: Sequence[DekPlace]) -> Sequence[HeldDek]:
+        """Get data keys by their ids; see KeyStore."""
+        with self.faults.around("store.get_deks"):
+            wanted = {place.dek_id for place in places}
+            return [
+                HeldDek(wrapped, found.key.client_id if found else None)
+                for wrapped in self.deks.values()
+                if wrapped.dek_id in wanted
+                for found in [self.installations.get(wrapped.installation_id)]
+            ]
+
+    async def replace_deks(
+        self, changes: Sequence[tuple[WrappedDek, WrappedDek]], events: Sequence[AuditEvent]
+    ) -> int:
+        """Put newly wrapped keys in place; see KeyStore."""
+        with self.faults.around("store.replace_deks"):
+            written: list[AuditEvent] = []
+            for (before, after), event in zip(changes, events, strict=True):
+                if self.deks.get(before.installation_id) == before:
+                    self.deks[before.installation_id] = after
+                    written.append(event)
+            self._append(written)
+            return len(written)
+
+    async def find_held(self, installation_id: InstallationId) -> Held | None:
+        """Find what is sealed for an installation; see KeyStore."""
+        installation = self.installations.get(installation_id)
+        wrapped = self.deks.get(installation_id)
+        if (
+            installation is None
+            or wrapped is None
+            or installation.state is not InstallationState.ACTIVE
+        ):
+            return None
+        return Held(installation, self.tokens[installation_id], wrapped)
+
+    async def find_by_place(
+        self, client_id: ClientId, place: SlackPlace
+    ) -> Sequence[InstallationId]:
+        """Find installations by Slack's name; see KeyStore."""
+        return [
+            each.id
+            for each in self.installations.values()
+            if each.key.client_id == client_id
+            and (each.key.enterprise_id, each.key.team_id) == (place.enterprise_id, place.team_id)
+            and each.state is InstallationState.ACTIVE
+        ]
+
+    async def reseal(self, before: Held, after: Held, event: AuditEvent) -> None:
+        """Put newly sealed tokens in place; see KeyStore."""
+        with self.faults.around("store.reseal"):
+            if await self.find_held(before.installation.id) != before:
+                raise StaleGeneration
+            other = self._find(after.installation.key)
+            if other is not None and other.installation.id != after.installation.id:
+                raise EnterpriseInstalled
+            self.installations[after.installation.id] = after.installation
+            self.tokens[after.installation.id] = after.tokens
+            self.deks[after.installation.id] = after.wrapped
+            self._append([event])
+
+    async def shred(self, installation_id: InstallationId, event: AuditEvent) -> None:
+        """Delete an installation with its keys; see KeyStore."""
+        with self.faults.around("store.shred"):
+            if installation_id not in self.installations:
+                raise InstallationNotFound
+            self._forget(installation_id)
+            self._append([event])
+
+    def _find(self, key: InstallationKey | None, user_id: str = "") -> Loaded | None:
         for installation in self.installations.values():
             if installation.key != key or installation.state is not InstallationState.ACTIVE:
                 continue
             access = [
                 token
                 for token in self.tokens.get(installation.id, ())
-                if token.slot is TokenSlot.ACCESS
+                if token.slot is TokenSlot.ACCESS and token.user_id == user_id
             ]
             return Loaded(
                 installation,
@@ -414,7 +574,14 @@ class MemoryStore:
                 self.deks.get(installation.id),
                 self._clock.now(),
                 self._audited_generation(installation.id),
+                self._stop_of(installation.id),
             )
+        return None
+
+    def _stop_of(self, installation_id: InstallationId) -> Stop | None:
+        for stop in Stop:
+            if (installation_id, stop) in self.stops or (None, stop) in self.stops:
+                return stop
         return None
 
     def _audited_generation(self, installation_id: InstallationId) -> int:
@@ -423,7 +590,7 @@ class MemoryStore:
                 record.event.generation
                 for record in self.records
                 if record.event.installation_id == installation_id
-                and record.event.action == "install.activated"
+                and record.event.action in {"install.activated", "token.rotated"}
             ),
             default=0,
         )

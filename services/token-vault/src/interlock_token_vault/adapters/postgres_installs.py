@@ -38,7 +38,7 @@ from interlock_token_vault.install_ports import (
     PendingInstall,
     StaleGeneration,
 )
-from interlock_token_vault.vault import Loaded
+from interlock_token_vault.vault import Loaded, ReadTarget, Stop
 
 # As long as identity keeps the links of a workspace that was uninstalled.
 _KEEP_ENDED = timedelta(days=30)
@@ -133,7 +133,7 @@ class PostgresInstalls:
                 raise InstallInProgress
             await _name(connection, installation.id)
             await _insert_installation(connection, installation)
-            await _insert_tokens(connection, installation.id, tokens)
+            await insert_tokens(connection, installation.id, tokens)
             await connection.execute(query("save_pending_attempt"), grant_id)
             return None, [event]
 
@@ -161,10 +161,11 @@ class PostgresInstalls:
 
     async def find_active(self, key: InstallationKey) -> Loaded | None:
         """Find the active installation of a key; see InstallStore."""
+        target = ReadTarget(key)
         with failing_closed():
             async with self._pool.acquire() as connection:
-                _, found = await load(connection, [key], [False])
-        return found.get(key)
+                _, found = await load(connection, [target], [False])
+        return found.get(target)
 
     async def find_installation(self, installation_id: InstallationId) -> Installation | None:
         """Find an installation by its id; see InstallStore."""
@@ -191,6 +192,8 @@ class PostgresInstalls:
                 if replaced is not None:
                     await _purge(connection, replaced)
                 row = await _activate(connection, target)
+            # A token fresh from Slack is known to live, whatever was restored before it.
+            await connection.execute(query("resume_releases"), target.id, Stop.HELD.value)
             await connection.execute(
                 query("end_attempt"),
                 activation.grant_id,
@@ -306,9 +309,10 @@ async def _insert_installation(connection: Connection, installation: Installatio
     )
 
 
-async def _insert_tokens(
+async def insert_tokens(
     connection: Connection, installation_id: InstallationId, tokens: Sequence[SealedToken]
 ) -> None:
+    """Store sealed tokens of an installation that the transaction has named."""
     for token in tokens:
         await connection.execute(
             query("insert_token"),
@@ -339,7 +343,7 @@ async def _renew(connection: Connection, activation: Activation, held: Installat
     if row is None:
         raise StaleGeneration
     await connection.execute(query("delete_bot_tokens"), target.id)
-    await _insert_tokens(connection, target.id, activation.tokens)
+    await insert_tokens(connection, target.id, activation.tokens)
     await connection.execute(query("delete_deks"), activation.pending_id)
     await connection.execute(
         query("delete_installation"), activation.pending_id, 1, InstallationState.PENDING.value

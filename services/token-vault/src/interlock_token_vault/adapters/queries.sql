@@ -1,10 +1,25 @@
 -- Every statement that the vault sends; `-- name:` is how the adapters ask for it.
 
--- name: load_bots
+-- name: load_tokens
 -- One row at least, so that the time is known where nothing is installed.
 SELECT clock_timestamp() AS read_at, b.*
 FROM (SELECT 1) AS always
-LEFT JOIN vault.load_bots($1, $2, $3, $4, $5) AS b ON true;
+LEFT JOIN vault.load_tokens($1, $2, $3, $4, $5, $6) AS b ON true;
+
+-- name: is_installation
+SELECT EXISTS (SELECT FROM vault.installation WHERE installation_id = $1);
+
+-- name: stop_releases
+INSERT INTO vault.freeze (installation_id, kind, note) VALUES ($1, $2, $3)
+ON CONFLICT DO NOTHING
+RETURNING true;
+
+-- name: resume_releases
+DELETE FROM vault.freeze WHERE installation_id = $1 AND kind = $2
+RETURNING true;
+
+-- name: make_audit_partitions
+SELECT vault.make_audit_partitions($1);
 
 -- name: append_audit
 INSERT INTO vault.audit_event (
@@ -23,7 +38,8 @@ SELECT * FROM unnest(
 SELECT clock_timestamp();
 
 -- name: check_ready
-SELECT has_table_privilege('vault.audit_event', 'INSERT') AND NOT pg_is_in_recovery();
+SELECT has_table_privilege('vault.audit_event', 'INSERT') AND NOT pg_is_in_recovery()
+    AS can_write, clock_timestamp() AS at;
 
 -- name: name_installations
 SELECT set_config('app.installations', $1::uuid[]::text, true);
@@ -47,6 +63,22 @@ WHERE installation_id = ANY (vault.named_installations())
     AND (at, chain_id, seq) < ($1, $2, $3)
 ORDER BY at DESC, chain_id DESC, seq DESC
 LIMIT $4;
+
+-- name: export_audit
+SELECT * FROM vault.audit_event
+WHERE at >= $1 AND at < $2 AND (at, chain_id, seq) > ($3, $4, $5)
+ORDER BY at, chain_id, seq
+LIMIT $6;
+
+-- name: export_audit_of_tenant
+SELECT * FROM vault.audit_event
+WHERE at >= $1 AND at < $2 AND (at, chain_id, seq) > ($3, $4, $5)
+    AND installation_id = ANY (vault.installations_of_tenant($7))
+ORDER BY at, chain_id, seq
+LIMIT $6;
+
+-- name: has_tenant
+SELECT cardinality(vault.installations_of_tenant($1)) > 0;
 
 -- name: start_attempt
 INSERT INTO vault.install_attempt (
@@ -146,3 +178,291 @@ ORDER BY slot;
 
 -- name: delete_bot_tokens
 DELETE FROM vault.sealed_token WHERE installation_id = $1 AND kind = 'bot';
+
+-- name: count_deks
+SELECT kek_version, count(*) AS deks FROM vault.wrapped_dek GROUP BY kek_version;
+
+-- name: take_rewrap_lock
+SELECT pg_try_advisory_lock(hashtext('vault re-wrap'));
+
+-- name: give_rewrap_lock
+SELECT pg_advisory_unlock(hashtext('vault re-wrap'));
+
+-- name: list_deks
+SELECT dek_id, installation_id FROM vault.wrapped_dek
+WHERE kek_version <> $1 AND dek_id > $2
+ORDER BY dek_id
+LIMIT $3;
+
+-- name: get_deks_by_id
+SELECT d.*, coalesce(i.client_id, p.client_id) AS client_id FROM vault.wrapped_dek d
+LEFT JOIN vault.installation i USING (installation_id)
+LEFT JOIN vault.app_place p USING (installation_id)
+WHERE d.dek_id = ANY ($1::uuid[]);
+
+-- name: replace_dek
+UPDATE vault.wrapped_dek SET kek_version = $4, wrapped = $5
+WHERE dek_id = $1 AND kek_version = $2 AND wrapped = $3
+RETURNING true;
+
+-- name: get_active
+SELECT * FROM vault.installation WHERE installation_id = $1 AND state = 'active';
+
+-- name: lock_active
+SELECT * FROM vault.installation WHERE installation_id = $1 AND state = 'active' FOR UPDATE;
+
+-- name: get_tokens
+SELECT * FROM vault.sealed_token WHERE installation_id = $1 ORDER BY kind, slot, user_id;
+
+-- name: delete_tokens
+DELETE FROM vault.sealed_token WHERE installation_id = $1;
+
+-- name: is_chain_moving
+SELECT EXISTS (
+    SELECT FROM vault.rotation WHERE installation_id = $1 AND standing = 'sent'
+) OR EXISTS (SELECT FROM vault.candidate_token WHERE installation_id = $1);
+
+-- name: set_enterprise
+UPDATE vault.installation SET enterprise_id = $2 WHERE installation_id = $1;
+
+-- name: find_by_place
+SELECT vault.find_by_place($1, $2, $3);
+
+-- name: shred_installation
+DELETE FROM vault.installation WHERE installation_id = $1
+RETURNING true;
+
+-- name: find_app_place
+SELECT vault.find_app_place($1, $2, $3);
+
+-- name: get_app_place
+SELECT p.installation_id, d.dek_id, d.kek_version, d.wrapped, (
+    SELECT min(z.kind) FROM vault.freeze z
+    WHERE z.installation_id = p.installation_id
+        OR z.installation_id = '00000000-0000-0000-0000-000000000000'
+) AS stopped
+FROM vault.app_place p
+LEFT JOIN vault.wrapped_dek d USING (installation_id)
+WHERE p.installation_id = $1;
+
+-- name: add_app_place
+INSERT INTO vault.app_place (installation_id, client_id, enterprise_id, team_id)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (client_id, enterprise_id, team_id) DO NOTHING
+RETURNING true;
+
+-- name: lock_app_dek
+SELECT dek_id FROM vault.wrapped_dek WHERE installation_id = $1 FOR UPDATE;
+
+-- name: newest_app_bot
+SELECT r.* FROM vault.app_record r
+WHERE r.installation_id = $1 AND r.kind = 'bot' AND EXISTS (
+    SELECT FROM vault.app_secret s WHERE s.record_id = r.record_id AND s.name = 'bot_token'
+)
+ORDER BY r.installed_at DESC, r.saved_at DESC
+LIMIT 1;
+
+-- name: newest_app_record
+SELECT * FROM vault.app_record
+WHERE installation_id = $1 AND kind = 'installation' AND ($2 = '' OR user_id = $2)
+ORDER BY installed_at DESC, saved_at DESC
+LIMIT 1;
+
+-- name: find_app_record_id
+SELECT record_id FROM vault.app_record
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND installed_at = $4;
+
+-- name: find_app_record_by_ref
+SELECT r.* FROM vault.app_secret s
+JOIN vault.app_record r USING (record_id)
+WHERE s.installation_id = $1 AND s.name = $2 AND s.ref = $3
+ORDER BY r.installed_at DESC, r.saved_at DESC
+LIMIT 1;
+
+-- name: get_app_secrets
+SELECT * FROM vault.app_secret WHERE record_id = $1;
+
+-- name: save_app_record
+INSERT INTO vault.app_record (record_id, installation_id, kind, user_id, installed_at, details)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (record_id) DO UPDATE SET details = $6, saved_at = clock_timestamp();
+
+-- name: delete_app_secrets
+DELETE FROM vault.app_secret WHERE record_id = $1;
+
+-- name: insert_app_secret
+INSERT INTO vault.app_secret (record_id, installation_id, name, dek_id, sealed, ref)
+VALUES ($1, $2, $3, $4, $5, $6);
+
+-- name: delete_app_records
+DELETE FROM vault.app_record
+WHERE installation_id = $1 AND kind = $2 AND ($3 = '' OR user_id = $3)
+RETURNING true;
+
+-- name: delete_empty_app_place
+DELETE FROM vault.app_place p
+WHERE p.installation_id = $1
+    AND NOT EXISTS (SELECT FROM vault.app_record r WHERE r.installation_id = p.installation_id)
+RETURNING true;
+
+-- name: list_due_chains
+SELECT * FROM vault.list_due_chains($1, $2, $3, $4, $5);
+
+-- name: list_lasting_chains
+SELECT * FROM vault.list_lasting_chains($1, $2, $3, $4);
+
+-- name: count_ended_chains
+SELECT vault.count_ended_chains($1);
+
+-- name: find_chain
+SELECT i.*, clock_timestamp() AS read_at,
+    a.generation AS token_generation, a.dek_id, a.sealed AS access_sealed, a.ref AS access_ref,
+    a.expires_at, r.sealed AS refresh_sealed, r.ref AS refresh_ref,
+    d.kek_version, d.wrapped,
+    c.lineage, c.parent_ref, c.standing, c.epoch, c.failures,
+    coalesce(c.lease_until > clock_timestamp(), false) AS is_leased,
+    coalesce(c.not_before > clock_timestamp(), false) AS is_resting,
+    coalesce(
+        a.expires_at - $4::interval + vault.rotation_jitter(i.installation_id, $5)
+            <= clock_timestamp(),
+        false
+    ) AS is_due,
+    vault.is_reinstall_pending(i.installation_id, $6) AS is_paused
+FROM vault.installation i
+JOIN vault.sealed_token a ON a.installation_id = i.installation_id AND a.slot = 'access'
+    AND a.kind = $2 AND a.user_id = $3
+JOIN vault.wrapped_dek d ON d.dek_id = a.dek_id AND d.installation_id = i.installation_id
+LEFT JOIN vault.sealed_token r ON r.installation_id = i.installation_id AND r.slot = 'refresh'
+    AND r.kind = $2 AND r.user_id = $3
+JOIN vault.chain c ON c.installation_id = i.installation_id AND c.kind = $2 AND c.user_id = $3
+WHERE i.installation_id = $1 AND i.state = 'active';
+
+-- name: list_candidates
+SELECT *, generation AS token_generation FROM vault.candidate_token
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND lineage = $4 AND dek_id = $5
+ORDER BY kept_at, refresh_ref;
+
+-- name: put_chain
+-- The row is about another generation, or it is to be about one from now on.
+INSERT INTO vault.rotation (
+    installation_id, kind, user_id, generation, lineage, parent_ref, standing, sent_ref, epoch
+) VALUES ($1, $2, $3, $4, $5, $6, $7, '', $8)
+ON CONFLICT (installation_id, kind, user_id) DO UPDATE
+SET generation = excluded.generation, lineage = excluded.lineage,
+    parent_ref = excluded.parent_ref, standing = excluded.standing, sent_ref = '',
+    lease_until = CASE WHEN rotation.epoch <> excluded.epoch THEN rotation.lease_until END,
+    not_before = NULL, failures = 0, changed_at = clock_timestamp();
+
+-- name: revive_chain
+INSERT INTO vault.rotation (
+    installation_id, kind, user_id, generation, lineage, parent_ref, standing, sent_ref, epoch
+) VALUES ($1, $2, $3, $4, $5, $6, 'idle', '', 0)
+ON CONFLICT (installation_id, kind, user_id) DO UPDATE
+SET generation = excluded.generation, lineage = excluded.lineage,
+    parent_ref = excluded.parent_ref, standing = 'idle', sent_ref = '',
+    changed_at = clock_timestamp();
+
+-- name: lease_chain
+INSERT INTO vault.rotation (
+    installation_id, kind, user_id, generation, lineage, parent_ref, standing, sent_ref, epoch,
+    lease_until, failures
+) VALUES (
+    $1, $2, $3, $4, $5, $6, 'sent', $7, nextval('vault.rotation_epoch'),
+    clock_timestamp() + $8::interval, $9
+)
+ON CONFLICT (installation_id, kind, user_id) DO UPDATE
+SET generation = excluded.generation, lineage = excluded.lineage,
+    parent_ref = excluded.parent_ref, standing = excluded.standing,
+    sent_ref = excluded.sent_ref, epoch = excluded.epoch, lease_until = excluded.lease_until,
+    not_before = NULL, failures = excluded.failures, changed_at = clock_timestamp()
+RETURNING epoch, clock_timestamp() AS at;
+
+-- name: raise_generation
+UPDATE vault.installation SET generation = $3
+WHERE installation_id = $1 AND generation = $2 AND state = 'active'
+RETURNING true;
+
+-- name: put_token
+INSERT INTO vault.sealed_token (
+    installation_id, kind, slot, user_id, generation, dek_id, sealed, ref, expires_at
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (installation_id, kind, slot, user_id) DO UPDATE
+SET generation = excluded.generation, dek_id = excluded.dek_id, sealed = excluded.sealed,
+    ref = excluded.ref, expires_at = excluded.expires_at;
+
+-- name: insert_candidate
+INSERT INTO vault.candidate_token (
+    installation_id, kind, user_id, lineage, generation, dek_id, access_sealed, access_ref,
+    expires_at, refresh_sealed, refresh_ref, is_probed
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
+-- name: delete_candidates
+DELETE FROM vault.candidate_token WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
+
+-- name: trim_candidates
+DELETE FROM vault.candidate_token
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND refresh_ref NOT IN (
+    SELECT refresh_ref FROM vault.candidate_token
+    WHERE installation_id = $1 AND kind = $2 AND user_id = $3
+    ORDER BY kept_at DESC, refresh_ref DESC
+    LIMIT $4
+);
+
+-- name: mark_probed
+UPDATE vault.candidate_token SET is_probed = true
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND refresh_ref = ANY ($4::text[]);
+
+-- name: end_chain
+UPDATE vault.rotation
+SET standing = 'needs_reinstall', changed_at = clock_timestamp(),
+    lease_until = CASE WHEN epoch <> $5 THEN lease_until END
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4;
+
+-- name: prove_chain
+UPDATE vault.rotation
+SET lease_until = NULL, changed_at = clock_timestamp(),
+    standing = CASE standing WHEN 'doubted' THEN 'idle' ELSE standing END
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4 AND epoch = $5;
+
+-- name: give_back_chain
+UPDATE vault.rotation
+SET lease_until = NULL, standing = 'doubted', failures = failures + 1,
+    not_before = clock_timestamp() + $6::interval, changed_at = clock_timestamp()
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4 AND epoch = $5;
+
+-- name: give_back_lease
+UPDATE vault.rotation SET lease_until = NULL, changed_at = clock_timestamp()
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND epoch = $4;
+
+-- name: tell_of_chain
+SELECT pg_notify('vault_rotation', $1::uuid::text);
+
+-- name: list_installations
+SELECT installation_id FROM vault.installation
+WHERE state = 'active' AND installation_id > $1
+ORDER BY installation_id
+LIMIT $2;
+
+-- name: list_app_places
+SELECT installation_id FROM vault.app_place
+WHERE installation_id > $1
+ORDER BY installation_id
+LIMIT $2;
+
+-- name: is_stopped
+SELECT EXISTS (SELECT FROM vault.freeze WHERE installation_id = $1 AND kind = $2);
+
+-- name: list_stopped
+SELECT installation_id FROM vault.freeze
+WHERE kind = $1 AND installation_id > $2
+ORDER BY installation_id
+LIMIT $3;
+
+-- name: get_record_hash
+SELECT hash FROM vault.audit_event WHERE chain_id = $1 AND seq = $2 AND at = $3;
+
+-- name: confirm_loss
+INSERT INTO vault.confirmed_loss (confirmed_at) VALUES (clock_timestamp());
+
+-- name: get_confirmed_loss
+SELECT max(confirmed_at) FROM vault.confirmed_loss;

@@ -98,13 +98,13 @@ def token_of(row: Row) -> SealedToken:
 
 
 def loaded_token_of(row: Row) -> SealedToken | None:
-    """Read the bot's access token of a row of load_bots, if it holds one."""
+    """Read the access token of a row of load_tokens, if it holds one."""
     if row["sealed"] is None:
         return None
     return SealedToken(
-        kind=TokenKind.BOT,
+        kind=TokenKind(row["token_kind"]),
         slot=TokenSlot.ACCESS,
-        user_id="",
+        user_id=row["token_user_id"],
         generation=row["token_generation"],
         dek_id=DekId(row["dek_id"]),
         sealed=SealedBytes(row["sealed"]),

@@ -69,15 +69,19 @@ _DEAD = frozenset(
 _ERROR_CODE = re.compile(r"[a-z_]{1,64}")
 
 
-class _SlackError(Exception):
-    """Slack answered `ok: false`."""
+class SlackError(Exception):
+    """Slack answered `ok: false`.
+
+    Attributes:
+        code: What looks like an error code of Slack's, or `unknown_error`.
+    """
 
     def __init__(self, code: str) -> None:
         self.code = code if _ERROR_CODE.fullmatch(code) else "unknown_error"
         super().__init__(self.code)
 
 
-class _NoAnswer(Exception):
+class NoAnswer(Exception):
     """Slack answered something that is no answer of its API."""
 
 
@@ -106,16 +110,13 @@ class SlackOAuth:
 
     async def exchange(self, code: Secret[str], redirect_uri: str) -> ExchangeAnswer:
         """Exchange a code; see Slack."""
-        auth = aiohttp.encode_basic_auth(self._client_id, self._client_secret.reveal())
         try:
-            answer = await self._call(
-                "oauth.v2.access",
-                {"Authorization": auth},
-                {"code": code.reveal(), "redirect_uri": redirect_uri},
+            answer = await self.call_as_app(
+                "oauth.v2.access", {"code": code.reveal(), "redirect_uri": redirect_uri}
             )
-        except _NoAnswer:
+        except NoAnswer:
             raise SlackAnswerUnusable from None
-        except _SlackError as error:
+        except SlackError as error:
             metadata = {"slack_error": error.code}
             if error.code in _CODE_REFUSED:
                 raise OAuthCodeRefused(metadata=metadata) from None
@@ -125,7 +126,7 @@ class SlackOAuth:
             raise SlackAnswerUnusable(metadata=metadata) from None
         try:
             return _exchange_answer(answer)
-        except _NoAnswer:
+        except NoAnswer:
             # The token in it lives; whoever asked must know it to end it.
             return _only_token_of(answer)
 
@@ -139,31 +140,57 @@ class SlackOAuth:
                 user_id=_text(answer, "user_id"),
                 is_enterprise_install=_flag(answer, "is_enterprise_install"),
             )
-        except _NoAnswer:
+        except NoAnswer:
             raise SlackUnavailable from None
 
     async def revoke(self, token: Secret[str]) -> None:
         """End a token; see Slack."""
         try:
             await self._call_with(token, "auth.revoke")
-        except _NoAnswer:
+        except NoAnswer:
             raise SlackUnavailable from None
+
+    async def call_as_app(
+        self,
+        method: str,
+        fields: Mapping[str, str],
+        *,
+        timeout: aiohttp.ClientTimeout = _CALL_BUDGET,
+    ) -> Mapping[str, Any]:
+        """Call a method with the app's own credentials, and return its answer.
+
+        Raises:
+            SlackError: Slack answered `ok: false`.
+            NoAnswer: It answered something that is no answer of its API.
+            SlackUnavailable: It did not answer; `retry_after` is there when Slack
+                asks for a pause, and else the metadata `cause`.
+        """
+        auth = aiohttp.encode_basic_auth(self._client_id, self._client_secret.reveal())
+        return await self._call(method, {"Authorization": auth}, fields, timeout)
 
     async def _call_with(self, token: Secret[str], method: str) -> Mapping[str, Any]:
         try:
             return await self._call(method, {"Authorization": f"Bearer {token.reveal()}"}, {})
-        except _SlackError as error:
+        except SlackError as error:
             if error.code in _DEAD:
                 raise TokenDead from None
             raise SlackUnavailable(metadata={"slack_error": error.code}) from None
 
     async def _call(
-        self, method: str, headers: Mapping[str, str], fields: Mapping[str, str]
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        fields: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout = _CALL_BUDGET,
     ) -> Mapping[str, Any]:
         """Call a method and return its answer, which says `ok: true`."""
         try:
             async with self._session.post(
-                self._api_url / method, headers=headers, data=fields, allow_redirects=False
+                self._api_url / method,
+                headers=headers,
+                data=fields,
+                allow_redirects=False,
+                timeout=timeout,
             ) as response:
                 if response.status != HTTPStatus.OK:
                     raise SlackUnavailable(retry_after=_wait_of(response))
@@ -175,8 +202,8 @@ class SlackOAuth:
         if answer.get("ok") is not True:
             code = answer.get("error")
             if answer.get("ok") is not False or not isinstance(code, str):
-                raise _NoAnswer
-            raise _SlackError(code)
+                raise NoAnswer
+            raise SlackError(code)
         return answer
 
 
@@ -196,16 +223,16 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         body = await response.content.readexactly(_MAX_ANSWER_BYTES)
     except asyncio.IncompleteReadError as shorter:
         return shorter.partial
-    raise _NoAnswer(f"an answer of {len(body)} bytes or more")
+    raise NoAnswer(f"an answer of {len(body)} bytes or more")
 
 
 def _parse(body: bytes) -> Mapping[str, Any]:
     try:
         answer = json.loads(body)
     except ValueError:
-        raise _NoAnswer from None
+        raise NoAnswer from None
     if not isinstance(answer, dict):
-        raise _NoAnswer
+        raise NoAnswer
     return answer
 
 
@@ -224,7 +251,7 @@ def _exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
     team, enterprise = _part(answer, "team"), _part(answer, "enterprise")
     expires_in = answer.get("expires_in")
     if expires_in is not None and type(expires_in) is not int:
-        raise _NoAnswer
+        raise NoAnswer
     return ExchangeAnswer(
         bot_token=_secret(answer, "access_token"),
         token_type=_text(answer, "token_type"),
@@ -263,7 +290,7 @@ def _part(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if part is None:
         return {}
     if not isinstance(part, dict):
-        raise _NoAnswer
+        raise NoAnswer
     return part
 
 
@@ -272,7 +299,7 @@ def _text(answer: Mapping[str, Any], name: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise _NoAnswer
+        raise NoAnswer
     return text
 
 
@@ -281,7 +308,7 @@ def _flag(answer: Mapping[str, Any], name: str) -> bool:
     if flag is None:
         return False
     if not isinstance(flag, bool):
-        raise _NoAnswer
+        raise NoAnswer
     return flag
 
 

@@ -79,27 +79,25 @@ class AuditEvent:
     def texts(self) -> tuple[str, ...]:
         """Return the text fields in the order of the canonical encoding, made storable."""
         origin = self.origin
-        return tuple(
-            _storable(text)
-            for text in (
-                self.action,
-                origin.actor,
-                origin.rpc,
-                origin.purpose,
-                origin.grant_id,
-                str(self.installation_id or ""),
-                self.enterprise_id,
-                self.team_id,
-                self.token_kind,
-                self.outcome,
-                self.token_ref,
-                self.kek_version,
-                self.dek_source,
-                origin.request_id,
-                origin.trace_id,
-                origin.subject,
-            )
+        texts = (
+            self.action,
+            origin.actor,
+            origin.rpc,
+            origin.purpose,
+            origin.grant_id,
+            str(self.installation_id or ""),
+            self.enterprise_id,
+            self.team_id,
+            self.token_kind,
+            self.outcome,
+            self.token_ref,
+            self.kek_version,
+            self.dek_source,
+            origin.request_id,
+            origin.trace_id,
+            origin.subject,
         )
+        return tuple(map(_storable, texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +131,16 @@ class AuditChain:
     chain_id: UUID
     seq: int = 0
     head: bytes = field(default=GENESIS)
+    at: datetime = field(default=_EPOCH)
 
     def extend(self, events: Iterable[AuditEvent], at: datetime) -> list[ChainedEvent]:
-        """Give each event its place after the head."""
+        """Give each event its place after the head.
+
+        Time in a chain never goes back, whatever a failed-over database's clock
+        says: ordered by time, the records of a chain are in their order.
+        """
         records: list[ChainedEvent] = []
-        seq, prev = self.seq, self.head
+        seq, prev, at = self.seq, self.head, max(at, self.at)
         for event in events:
             seq += 1
             digest = record_hash(event, self.chain_id, seq, at, prev)
@@ -148,7 +151,8 @@ class AuditChain:
     def advance(self, records: Sequence[ChainedEvent]) -> None:
         """Move the head past committed records."""
         if records:
-            self.seq, self.head = records[-1].seq, records[-1].hash
+            last = records[-1]
+            self.seq, self.head, self.at = last.seq, last.hash, last.at
 
 
 def record_hash(
@@ -168,24 +172,8 @@ def record_hash(
     return hashlib.sha256(prev_hash + encoded).digest()
 
 
-def find_first_break(records: Iterable[ChainedEvent]) -> int | None:
-    """Find the first place of a chain that is not as it was written.
-
-    Args:
-        records: One whole chain, in order.
-
-    Returns:
-        The seq at which the chain first fails, or None for a sound one.
-    """
-    prev = GENESIS
-    for expected, record in enumerate(records, start=1):
-        digest = record_hash(record.event, record.chain_id, record.seq, record.at, prev)
-        if record.seq != expected or record.prev_hash != prev or record.hash != digest:
-            return expected
-        prev = record.hash
-    return None
-
-
 def _storable(text: str) -> str:
     """Cut a text, and replace what Postgres cannot hold."""
+    if len(text) <= _MAX_TEXT and text.isascii() and "\0" not in text:
+        return text
     return text[:_MAX_TEXT].encode(errors="replace").decode().replace("\0", "?")

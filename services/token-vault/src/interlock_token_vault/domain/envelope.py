@@ -14,9 +14,10 @@ Works on bytes and asks nobody; `Secret` is unwrapped and wrapped by the caller.
 
 import hmac
 import re
+import struct
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NewType
+from typing import NewType, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -46,6 +47,9 @@ _TAG_BYTES = 16
 _LABEL = b"interlock sealed token v1"
 _KEY_LABEL = b"interlock wrapped dek v1"
 _FORMAT = f"sealed-token/{VERSION}"
+_LENGTH = struct.Struct(">I")
+# Lengths that are ASCII themselves, so that short texts are joined before they are encoded.
+_ASCII_LENGTHS = tuple(_LENGTH.pack(length).decode() for length in range(128))
 
 _HEAD_BYTES = 1 + SALT_BYTES + _COMMITMENT_BYTES
 _LEAST_BYTES = _HEAD_BYTES + NONCE_BYTES + _TAG_BYTES
@@ -72,6 +76,14 @@ class PlaintextAtRest(CannotOpen):
     """A token was found where only sealed tokens may be."""
 
     reason = "PLAINTEXT_AT_REST"
+
+
+class Bound(Protocol):
+    """Everything that a sealed text is bound to."""
+
+    def encode(self) -> bytes:
+        """Encode it so that no two places meet, whatever kind they are of."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +192,18 @@ class WrappedDek:
 
 def encode_parts(*parts: str) -> bytes:
     """Join texts so that different lists of them never give the same bytes."""
+    try:
+        text = "".join([_ASCII_LENGTHS[len(part)] + part for part in parts])
+    except IndexError:
+        text = ""
+    if text.isascii() and text:
+        # Of an ASCII text the length in characters is that in bytes.
+        return text.encode()
     encoded = [part.encode() for part in parts]
-    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+    return b"".join([_LENGTH.pack(len(part)) + part for part in encoded])
 
 
-def seal(
-    dek: bytes, token: bytes, context: TokenContext, *, salt: bytes, nonce: bytes
-) -> SealedBytes:
+def seal(dek: bytes, token: bytes, context: Bound, *, salt: bytes, nonce: bytes) -> SealedBytes:
     """Seal a token into its place.
 
     Args:
@@ -204,7 +221,7 @@ def seal(
     return SealedBytes(head + nonce + AESGCM(key).encrypt(nonce, token, head + bound))
 
 
-def open_sealed(dek: bytes, sealed: bytes, context: TokenContext) -> bytes:
+def open_sealed(dek: bytes, sealed: bytes, context: Bound) -> bytes:
     """Open a sealed token in the place where it was sealed.
 
     Args:

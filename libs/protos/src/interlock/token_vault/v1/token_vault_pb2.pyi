@@ -1538,23 +1538,218 @@ class RewrapKeysResponse(_message.Message):
 
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     done: _builtins.int
     """Data keys wrapped again so far."""
     total: _builtins.int
-    """Data keys in all."""
+    """Data keys in all that another version wraps."""
+    failed: _builtins.int
+    """Data keys that could not be unwrapped; they stay as they were."""
     def __init__(
         self,
         *,
         done: _builtins.int = ...,
         total: _builtins.int = ...,
+        failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "failed", b"failed", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RewrapKeysResponse: _TypeAlias = RewrapKeysResponse  # noqa: Y015
+
+@_typing.final
+class RetireKeyRequest(_message.Message):
+    """Request of OperatorService.RetireKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version to take out of use."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyRequest: _TypeAlias = RetireKeyRequest  # noqa: Y015
+
+@_typing.final
+class RetireKeyResponse(_message.Message):
+    """Response of OperatorService.RetireKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireKeyResponse: _TypeAlias = RetireKeyResponse  # noqa: Y015
+
+@_typing.final
+class RotateDataKeyRequest(_message.Message):
+    """Request of OperatorService.RotateDataKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The installation."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_id", b"installation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyRequest: _TypeAlias = RotateDataKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateDataKeyResponse(_message.Message):
+    """Response of OperatorService.RotateDataKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """How many tokens were sealed anew."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyResponse: _TypeAlias = RotateDataKeyResponse  # noqa: Y015
+
+@_typing.final
+class RekeyInstallationRequest(_message.Message):
+    """Request of OperatorService.RekeyInstallation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The installation."""
+    enterprise_id: _builtins.str
+    """Slack `E…` of the Enterprise that the workspace joined."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        enterprise_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enterprise_id", b"enterprise_id", "installation_id", b"installation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RekeyInstallationRequest: _TypeAlias = RekeyInstallationRequest  # noqa: Y015
+
+@_typing.final
+class RekeyInstallationResponse(_message.Message):
+    """Response of OperatorService.RekeyInstallation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """How many tokens were sealed anew."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RekeyInstallationResponse: _TypeAlias = RekeyInstallationResponse  # noqa: Y015
+
+@_typing.final
+class ShredInstallationRequest(_message.Message):
+    """Request of OperatorService.ShredInstallation. Names the installation by its
+    id, or as Slack does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    TEAM_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The installation's id; empty to name it by Enterprise and team."""
+    enterprise_id: _builtins.str
+    """Slack `E…` or empty."""
+    team_id: _builtins.str
+    """Slack `T…` or empty."""
+    dry_run: _builtins.bool
+    """Say what would be shredded; write nothing."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        enterprise_id: _builtins.str = ...,
+        team_id: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "enterprise_id", b"enterprise_id", "installation_id", b"installation_id", "team_id", b"team_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredInstallationRequest: _TypeAlias = ShredInstallationRequest  # noqa: Y015
+
+@_typing.final
+class ShredInstallationResponse(_message.Message):
+    """Response of OperatorService.ShredInstallation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def installation(self) -> Global___Installation:
+        """What was shredded."""
+
+    def __init__(
+        self,
+        *,
+        installation: Global___Installation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredInstallationResponse: _TypeAlias = ShredInstallationResponse  # noqa: Y015
 
 @_typing.final
 class SetFreezeRequest(_message.Message):
@@ -1665,18 +1860,24 @@ class ExportAuditRequest(_message.Message):
 
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Only records of this tenant's installations; empty for all. What leaves
+    records out cannot be verified.
+    """
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
-        """To, exclusive."""
+        """To, exclusive; what is younger than ten seconds waits for the next export."""
 
     def __init__(
         self,
         *,
         to: _timestamp_pb2.Timestamp | None = ...,
+        tenant_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "tenant_id", b"tenant_id", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1747,3 +1948,219 @@ class BackupResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackupResponse: _TypeAlias = BackupResponse  # noqa: Y015
+
+@_typing.final
+class StageRestoreRequest(_message.Message):
+    """Request of OperatorService.StageRestore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORE_ID_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    restore_id: _builtins.str
+    """Names the restore, a UUID of the caller's making."""
+    part: Global___BackupPart.ValueType
+    """Which half."""
+    offset: _builtins.int
+    """Where in the file the piece begins."""
+    chunk: _builtins.bytes
+    """The piece."""
+    def __init__(
+        self,
+        *,
+        restore_id: _builtins.str = ...,
+        part: Global___BackupPart.ValueType = ...,
+        offset: _builtins.int = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "offset", b"offset", "part", b"part", "restore_id", b"restore_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageRestoreRequest: _TypeAlias = StageRestoreRequest  # noqa: Y015
+
+@_typing.final
+class StageRestoreResponse(_message.Message):
+    """Response of OperatorService.StageRestore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageRestoreResponse: _TypeAlias = StageRestoreResponse  # noqa: Y015
+
+@_typing.final
+class RestoreRequest(_message.Message):
+    """Request of OperatorService.Restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORE_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    restore_id: _builtins.str
+    """As staged."""
+    dry_run: _builtins.bool
+    """Judge only; write nothing."""
+    def __init__(
+        self,
+        *,
+        restore_id: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "restore_id", b"restore_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    """Progress of OperatorService.Restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    """Installations written so far."""
+    total: _builtins.int
+    """Installations in the backup that can be restored."""
+    skipped: _builtins.int
+    """Installations that were there already; they stay as they are."""
+    lost: _builtins.int
+    """Installations without a data key in the other half; to be installed again."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "lost", b"lost", "skipped", b"skipped", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
+
+@_typing.final
+class BuryInstallationsRequest(_message.Message):
+    """Request of OperatorService.BuryInstallations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def installation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The installations that the newest audit export says were purged."""
+
+    def __init__(
+        self,
+        *,
+        installation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_ids", b"installation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuryInstallationsRequest: _TypeAlias = BuryInstallationsRequest  # noqa: Y015
+
+@_typing.final
+class BuryInstallationsResponse(_message.Message):
+    """Response of OperatorService.BuryInstallations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BURIED_FIELD_NUMBER: _builtins.int
+    buried: _builtins.int
+    """How many of them were there."""
+    def __init__(
+        self,
+        *,
+        buried: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buried", b"buried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuryInstallationsResponse: _TypeAlias = BuryInstallationsResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseHoldRequest(_message.Message):
+    """Request of OperatorService.ReleaseHold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHoldRequest: _TypeAlias = ReleaseHoldRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseHoldResponse(_message.Message):
+    """What became of one installation in OperatorService.ReleaseHold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    TEAM_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The installation."""
+    enterprise_id: _builtins.str
+    """Slack `E…`."""
+    team_id: _builtins.str
+    """Slack `T…`."""
+    name: _builtins.str
+    """Its display name; untrusted text."""
+    released: _builtins.bool
+    """Whether it answers again."""
+    reason: _builtins.str
+    """Why not; it must be installed again."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        enterprise_id: _builtins.str = ...,
+        team_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        released: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enterprise_id", b"enterprise_id", "installation_id", b"installation_id", "name", b"name", "reason", b"reason", "released", b"released", "team_id", b"team_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHoldResponse: _TypeAlias = ReleaseHoldResponse  # noqa: Y015

@@ -925,6 +925,26 @@ class OperatorServiceStub:
                 request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyRequest.SerializeToString,
                 response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyResponse.FromString,
                 _registered_method=True)
+        self.RetireKey = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/RetireKey',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateDataKey = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/RotateDataKey',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyResponse.FromString,
+                _registered_method=True)
+        self.RekeyInstallation = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/RekeyInstallation',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationResponse.FromString,
+                _registered_method=True)
+        self.ShredInstallation = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/ShredInstallation',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationResponse.FromString,
+                _registered_method=True)
         self.RewrapKeys = channel.unary_stream(
                 '/interlock.token_vault.v1.OperatorService/RewrapKeys',
                 request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RewrapKeysRequest.SerializeToString,
@@ -950,6 +970,26 @@ class OperatorServiceStub:
                 request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupRequest.SerializeToString,
                 response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupResponse.FromString,
                 _registered_method=True)
+        self.StageRestore = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/StageRestore',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreResponse.FromString,
+                _registered_method=True)
+        self.Restore = channel.unary_stream(
+                '/interlock.token_vault.v1.OperatorService/Restore',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreResponse.FromString,
+                _registered_method=True)
+        self.BuryInstallations = channel.unary_unary(
+                '/interlock.token_vault.v1.OperatorService/BuryInstallations',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHold = channel.unary_stream(
+                '/interlock.token_vault.v1.OperatorService/ReleaseHold',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -959,6 +999,9 @@ class OperatorServiceServicer:
 
     def ListKeys(self, request, context):
         """List the key-encryption keys and how many data keys each wraps.
+
+        Errors: FAILED_PRECONDITION SCANNER_MISSING when the vault was not given
+        its scanner role; so with every method that walks all data keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -966,6 +1009,47 @@ class OperatorServiceServicer:
 
     def PromoteKey(self, request, context):
         """Make a key-encryption key version the primary one.
+
+        Errors: NOT_FOUND KEK_NOT_FOUND; FAILED_PRECONDITION KEK_MANAGED_ELSEWHERE
+        when the KMS itself decides which version is the primary one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireKey(self, request, context):
+        """Take a key-encryption key version out of use, once it wraps nothing.
+
+        Errors: as PromoteKey; FAILED_PRECONDITION KEK_IN_USE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateDataKey(self, request, context):
+        """Give an installation a new data key and seal its tokens under it.
+
+        Errors: NOT_FOUND INSTALLATION_NOT_FOUND; ABORTED STALE_GENERATION when a
+        reinstall came in between.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RekeyInstallation(self, request, context):
+        """Seal the tokens of a workspace that joined an Enterprise under its new
+        name, after Slack's auth.test said so. Errors: as RotateDataKey;
+        ALREADY_EXISTS ENTERPRISE_INSTALLED; FAILED_PRECONDITION NOT_IN_ENTERPRISE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShredInstallation(self, request, context):
+        """Destroy an installation's data keys, and with them every stored token.
+        Deletes the installation; nothing at Slack changes.
+
+        Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -994,7 +1078,10 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportAudit(self, request, context):
-        """Export audit events as NDJSON chunks, oldest first.
+        """Export audit events as NDJSON chunks, oldest first, with a first line that
+        says which time they cover and a last one that counts them.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND TENANT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1003,6 +1090,41 @@ class OperatorServiceServicer:
     def Backup(self, request, context):
         """Stream a consistent backup: sealed tokens without their wrapped keys, or
         the wrapped keys alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StageRestore(self, request, context):
+        """Hand over a piece of a backup that is to be restored, in order, to the one
+        vault process that will restore it. Kept outside the database until then.
+
+        Errors: FAILED_PRECONDITION BACKUP_REFUSED for a piece out of order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """Judge a staged backup as a whole, then write what is not there yet, on hold.
+
+        Errors: FAILED_PRECONDITION BACKUP_REFUSED, before anything is written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BuryInstallations(self, request, context):
+        """Shred again what was purged after the backup was made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Ask Slack about every installation on hold and let those answer whose
+        token lives. Also lifts the hold that a vault puts on itself when its
+        database is older than its signed checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1020,6 +1142,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.PromoteKey,
                     request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyRequest.FromString,
                     response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyResponse.SerializeToString,
+            ),
+            'RetireKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireKey,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyResponse.SerializeToString,
+            ),
+            'RotateDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateDataKey,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyResponse.SerializeToString,
+            ),
+            'RekeyInstallation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RekeyInstallation,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationResponse.SerializeToString,
+            ),
+            'ShredInstallation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShredInstallation,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationResponse.SerializeToString,
             ),
             'RewrapKeys': grpc.unary_stream_rpc_method_handler(
                     servicer.RewrapKeys,
@@ -1045,6 +1187,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupRequest.FromString,
                     response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupResponse.SerializeToString,
+            ),
+            'StageRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.StageRestore,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreResponse.SerializeToString,
+            ),
+            'Restore': grpc.unary_stream_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreResponse.SerializeToString,
+            ),
+            'BuryInstallations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BuryInstallations,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1103,6 +1265,114 @@ class OperatorService:
             '/interlock.token_vault.v1.OperatorService/PromoteKey',
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyRequest.SerializeToString,
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.PromoteKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/RetireKey',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RetireKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/RotateDataKey',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RotateDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RekeyInstallation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/RekeyInstallation',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RekeyInstallationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShredInstallation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/ShredInstallation',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ShredInstallationResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1238,6 +1508,114 @@ class OperatorService:
             '/interlock.token_vault.v1.OperatorService/Backup',
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupRequest.SerializeToString,
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StageRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/StageRestore',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.StageRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/Restore',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuryInstallations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/BuryInstallations',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.BuryInstallationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/interlock.token_vault.v1.OperatorService/ReleaseHold',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReleaseHoldResponse.FromString,
             options,
             channel_credentials,
             insecure,

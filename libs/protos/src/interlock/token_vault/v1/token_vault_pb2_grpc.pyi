@@ -334,9 +334,39 @@ class OperatorServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListKeys: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ListKeysRequest, _token_vault_pb2.ListKeysResponse]
-    """List the key-encryption keys and how many data keys each wraps."""
+    """List the key-encryption keys and how many data keys each wraps.
+
+    Errors: FAILED_PRECONDITION SCANNER_MISSING when the vault was not given
+    its scanner role; so with every method that walks all data keys.
+    """
     PromoteKey: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.PromoteKeyRequest, _token_vault_pb2.PromoteKeyResponse]
-    """Make a key-encryption key version the primary one."""
+    """Make a key-encryption key version the primary one.
+
+    Errors: NOT_FOUND KEK_NOT_FOUND; FAILED_PRECONDITION KEK_MANAGED_ELSEWHERE
+    when the KMS itself decides which version is the primary one.
+    """
+    RetireKey: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.RetireKeyRequest, _token_vault_pb2.RetireKeyResponse]
+    """Take a key-encryption key version out of use, once it wraps nothing.
+
+    Errors: as PromoteKey; FAILED_PRECONDITION KEK_IN_USE.
+    """
+    RotateDataKey: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.RotateDataKeyRequest, _token_vault_pb2.RotateDataKeyResponse]
+    """Give an installation a new data key and seal its tokens under it.
+
+    Errors: NOT_FOUND INSTALLATION_NOT_FOUND; ABORTED STALE_GENERATION when a
+    reinstall came in between.
+    """
+    RekeyInstallation: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.RekeyInstallationRequest, _token_vault_pb2.RekeyInstallationResponse]
+    """Seal the tokens of a workspace that joined an Enterprise under its new
+    name, after Slack's auth.test said so. Errors: as RotateDataKey;
+    ALREADY_EXISTS ENTERPRISE_INSTALLED; FAILED_PRECONDITION NOT_IN_ENTERPRISE.
+    """
+    ShredInstallation: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ShredInstallationRequest, _token_vault_pb2.ShredInstallationResponse]
+    """Destroy an installation's data keys, and with them every stored token.
+    Deletes the installation; nothing at Slack changes.
+
+    Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
+    """
     RewrapKeys: _aio.UnaryStreamMultiCallable[_token_vault_pb2.RewrapKeysRequest, _token_vault_pb2.RewrapKeysResponse]
     """Wrap data keys again under the primary key, with progress. Resumable; a
     second run at the same time is refused with ABORTED REWRAP_RUNNING.
@@ -346,10 +376,32 @@ class OperatorServiceStub:
     ImportToken: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ImportTokenRequest, _token_vault_pb2.ImportTokenResponse]
     """Take in a token that exists already."""
     ExportAudit: _aio.UnaryStreamMultiCallable[_token_vault_pb2.ExportAuditRequest, _token_vault_pb2.ExportAuditResponse]
-    """Export audit events as NDJSON chunks, oldest first."""
+    """Export audit events as NDJSON chunks, oldest first, with a first line that
+    says which time they cover and a last one that counts them.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND TENANT_NOT_FOUND.
+    """
     Backup: _aio.UnaryStreamMultiCallable[_token_vault_pb2.BackupRequest, _token_vault_pb2.BackupResponse]
     """Stream a consistent backup: sealed tokens without their wrapped keys, or
     the wrapped keys alone.
+    """
+    StageRestore: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.StageRestoreRequest, _token_vault_pb2.StageRestoreResponse]
+    """Hand over a piece of a backup that is to be restored, in order, to the one
+    vault process that will restore it. Kept outside the database until then.
+
+    Errors: FAILED_PRECONDITION BACKUP_REFUSED for a piece out of order.
+    """
+    Restore: _aio.UnaryStreamMultiCallable[_token_vault_pb2.RestoreRequest, _token_vault_pb2.RestoreResponse]
+    """Judge a staged backup as a whole, then write what is not there yet, on hold.
+
+    Errors: FAILED_PRECONDITION BACKUP_REFUSED, before anything is written.
+    """
+    BuryInstallations: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.BuryInstallationsRequest, _token_vault_pb2.BuryInstallationsResponse]
+    """Shred again what was purged after the backup was made."""
+    ReleaseHold: _aio.UnaryStreamMultiCallable[_token_vault_pb2.ReleaseHoldRequest, _token_vault_pb2.ReleaseHoldResponse]
+    """Ask Slack about every installation on hold and let those answer whose
+    token lives. Also lifts the hold that a vault puts on itself when its
+    database is older than its signed checkpoints.
     """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -363,7 +415,11 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_vault_pb2.ListKeysRequest,
         context: _aio.ServicerContext[_token_vault_pb2.ListKeysRequest, _abc.Awaitable[_token_vault_pb2.ListKeysResponse]],
     ) -> _abc.Awaitable[_token_vault_pb2.ListKeysResponse]:
-        """List the key-encryption keys and how many data keys each wraps."""
+        """List the key-encryption keys and how many data keys each wraps.
+
+        Errors: FAILED_PRECONDITION SCANNER_MISSING when the vault was not given
+        its scanner role; so with every method that walks all data keys.
+        """
 
     @_abc_1.abstractmethod
     def PromoteKey(
@@ -371,7 +427,57 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_vault_pb2.PromoteKeyRequest,
         context: _aio.ServicerContext[_token_vault_pb2.PromoteKeyRequest, _abc.Awaitable[_token_vault_pb2.PromoteKeyResponse]],
     ) -> _abc.Awaitable[_token_vault_pb2.PromoteKeyResponse]:
-        """Make a key-encryption key version the primary one."""
+        """Make a key-encryption key version the primary one.
+
+        Errors: NOT_FOUND KEK_NOT_FOUND; FAILED_PRECONDITION KEK_MANAGED_ELSEWHERE
+        when the KMS itself decides which version is the primary one.
+        """
+
+    @_abc_1.abstractmethod
+    def RetireKey(
+        self,
+        request: _token_vault_pb2.RetireKeyRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.RetireKeyRequest, _abc.Awaitable[_token_vault_pb2.RetireKeyResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.RetireKeyResponse]:
+        """Take a key-encryption key version out of use, once it wraps nothing.
+
+        Errors: as PromoteKey; FAILED_PRECONDITION KEK_IN_USE.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateDataKey(
+        self,
+        request: _token_vault_pb2.RotateDataKeyRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.RotateDataKeyRequest, _abc.Awaitable[_token_vault_pb2.RotateDataKeyResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.RotateDataKeyResponse]:
+        """Give an installation a new data key and seal its tokens under it.
+
+        Errors: NOT_FOUND INSTALLATION_NOT_FOUND; ABORTED STALE_GENERATION when a
+        reinstall came in between.
+        """
+
+    @_abc_1.abstractmethod
+    def RekeyInstallation(
+        self,
+        request: _token_vault_pb2.RekeyInstallationRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.RekeyInstallationRequest, _abc.Awaitable[_token_vault_pb2.RekeyInstallationResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.RekeyInstallationResponse]:
+        """Seal the tokens of a workspace that joined an Enterprise under its new
+        name, after Slack's auth.test said so. Errors: as RotateDataKey;
+        ALREADY_EXISTS ENTERPRISE_INSTALLED; FAILED_PRECONDITION NOT_IN_ENTERPRISE.
+        """
+
+    @_abc_1.abstractmethod
+    def ShredInstallation(
+        self,
+        request: _token_vault_pb2.ShredInstallationRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.ShredInstallationRequest, _abc.Awaitable[_token_vault_pb2.ShredInstallationResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.ShredInstallationResponse]:
+        """Destroy an installation's data keys, and with them every stored token.
+        Deletes the installation; nothing at Slack changes.
+
+        Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RewrapKeys(
@@ -405,7 +511,11 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_vault_pb2.ExportAuditRequest,
         context: _aio.ServicerContext[_token_vault_pb2.ExportAuditRequest, _abc.AsyncIterator[_token_vault_pb2.ExportAuditResponse]],
     ) -> _abc.AsyncIterator[_token_vault_pb2.ExportAuditResponse]:
-        """Export audit events as NDJSON chunks, oldest first."""
+        """Export audit events as NDJSON chunks, oldest first, with a first line that
+        says which time they cover and a last one that counts them.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND TENANT_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def Backup(
@@ -415,6 +525,48 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_token_vault_pb2.BackupResponse]:
         """Stream a consistent backup: sealed tokens without their wrapped keys, or
         the wrapped keys alone.
+        """
+
+    @_abc_1.abstractmethod
+    def StageRestore(
+        self,
+        request: _token_vault_pb2.StageRestoreRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.StageRestoreRequest, _abc.Awaitable[_token_vault_pb2.StageRestoreResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.StageRestoreResponse]:
+        """Hand over a piece of a backup that is to be restored, in order, to the one
+        vault process that will restore it. Kept outside the database until then.
+
+        Errors: FAILED_PRECONDITION BACKUP_REFUSED for a piece out of order.
+        """
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _token_vault_pb2.RestoreRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.RestoreRequest, _abc.AsyncIterator[_token_vault_pb2.RestoreResponse]],
+    ) -> _abc.AsyncIterator[_token_vault_pb2.RestoreResponse]:
+        """Judge a staged backup as a whole, then write what is not there yet, on hold.
+
+        Errors: FAILED_PRECONDITION BACKUP_REFUSED, before anything is written.
+        """
+
+    @_abc_1.abstractmethod
+    def BuryInstallations(
+        self,
+        request: _token_vault_pb2.BuryInstallationsRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.BuryInstallationsRequest, _abc.Awaitable[_token_vault_pb2.BuryInstallationsResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.BuryInstallationsResponse]:
+        """Shred again what was purged after the backup was made."""
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _token_vault_pb2.ReleaseHoldRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.ReleaseHoldRequest, _abc.AsyncIterator[_token_vault_pb2.ReleaseHoldResponse]],
+    ) -> _abc.AsyncIterator[_token_vault_pb2.ReleaseHoldResponse]:
+        """Ask Slack about every installation on hold and let those answer whose
+        token lives. Also lifts the hold that a vault puts on itself when its
+        database is older than its signed checkpoints.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _aio.Server) -> None: ...

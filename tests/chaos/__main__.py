@@ -1,0 +1,91 @@
+"""Break parts while the product runs: `python -m tests.chaos [NAME [SEED]]`.
+
+Each fault prints what it came to; a failing seed is printed and can be given
+again, then with everything that happened in its course.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Protocol
+
+from tests.chaos.rotation_sim import Report, retrace, run
+
+_SCHEDULES = 100_000
+_CHUNK = 250
+_MOST_SHOWN = 10
+
+
+class Fault(Protocol):
+    """One way to break things."""
+
+    def __call__(self, seed: int | None) -> bool:
+        """Do it, or one course of it again; tell whether everything held."""
+        ...
+
+
+def rotation(seed: int | None) -> bool:
+    """Run 100,000 schedules of token rotation, or show one."""
+    if seed is not None:
+        report, lines = retrace(seed)
+        print("\n".join(lines))  # noqa: T201 - The course is what was asked for.
+        print(_told(report))  # noqa: T201 - As above.
+        return _holds(report)
+    started, total, failed = time.monotonic(), Report(seed=-1), list[Report]()
+    with ProcessPoolExecutor() as workers:
+        for report in workers.map(run, range(_SCHEDULES), chunksize=_CHUNK):
+            total.avoidable += report.avoidable
+            total.unavoidable += report.unavoidable
+            total.exchanges += report.exchanges
+            total.rotations += report.rotations
+            if not _holds(report):
+                failed.append(report)
+    _show(total, failed, time.monotonic() - started)
+    return not failed
+
+
+FAULTS: Mapping[str, Fault] = {"rotation": rotation}
+
+
+def main(arguments: list[str]) -> int:
+    """Run all faults, or the one that is named.
+
+    Returns:
+        0; 1 when something did not hold; 2 when no fault has the name.
+    """
+    chosen = [name for name in FAULTS if not arguments or name == arguments[0]]
+    if not chosen:
+        print(f"no such fault; there are {', '.join(FAULTS)}", file=sys.stderr)  # noqa: T201 - A command.
+        return 2
+    seed = int(arguments[1]) if arguments[1:] else None
+    held = [FAULTS[name](seed) for name in chosen]
+    return 0 if all(held) else 1
+
+
+def _holds(report: Report) -> bool:
+    return not report.violations and not report.avoidable
+
+
+def _show(total: Report, failed: Iterable[Report], elapsed_s: float) -> None:
+    shown = list(failed)
+    lines = [
+        f"rotation: {_SCHEDULES} schedules in {elapsed_s:.0f} s",
+        f"  {total.rotations} rotations by {total.exchanges} exchanges",
+        f"  {len(shown)} schedules with violations or avoidable losses",
+        f"  {total.unavoidable} chains lost with a pair that no process got or kept",
+    ]
+    lines += [
+        f"  seed {report.seed}: {_told(report)}; make chaos ONLY=rotation SEED={report.seed}"
+        for report in shown[:_MOST_SHOWN]
+    ]
+    print("\n".join(lines), flush=True)  # noqa: T201 - A command.
+
+
+def _told(report: Report) -> str:
+    losses = [f"{report.avoidable} avoidable losses"] if report.avoidable else []
+    return "; ".join([*report.violations, *losses]) or "everything held"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
