@@ -1,7 +1,7 @@
 # The commands of Interlock. `make` alone lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo check format lint types layers stale-stubs unit fix test chaos bench \
-	images sbom audit deploy-check screenshots stubs reference
+	images image-locks sbom audit deploy-check screenshots stubs reference
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/bash
 # gRPC's C core writes lines of its own to stderr, and reads this before Python could set it.
@@ -11,7 +11,7 @@ BIN := .venv/bin
 # Linux ends the launcher with make, so that a killed make leaves nothing behind either.
 INTERLOCK := setpriv --pdeathsig TERM $(BIN)/interlock
 # Everything that is Python of ours.
-CODE := libs services sandbox tests tools bench
+CODE := libs services sandbox tests tools bench deploy
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ fix: setup ## Format, and mend what the linter can mend
 test: setup ## Run all tests, or one file with T=path
 	@$(BIN)/pytest $(T)
 
+chaos: setup ## Break parts while the product runs; ONLY=name for one fault, SEED=n for one course
+	@$(BIN)/python -m tests.chaos $(ONLY) $(SEED)
+
 bench: setup ## Measure; ONLY=name for one; writes bench/results/latest.json
 	@$(BIN)/python -m bench $(ONLY)
 
@@ -63,11 +66,17 @@ stubs: setup ## Generate the gRPC stubs anew from protos/
 reference: setup ## Write docs/configuration.md anew from the settings
 	@$(BIN)/python tools/configuration.py write
 
-# Promised, and not there yet. Each says so and fails.
-chaos: ## (later) Break parts while the product runs; ONLY=name for one fault
-images: ## (later) Build the container images
-sbom: ## (later) List what the images are made of
-audit: ## (later) Search the dependencies for known weaknesses
-deploy-check: ## (later) Check the Kubernetes manifests
-chaos images sbom audit deploy-check:
-	@echo "make $@: is not there yet" >&2; exit 2
+images: ## Build the container images (needs Docker); TAG=dev
+	@TAG=$(TAG) tools/images.sh
+
+image-locks: setup ## Write the images' lock files anew from requirements.lock
+	@$(BIN)/python tools/image_locks.py write
+
+sbom: setup ## List what each image is made of, as CycloneDX, into build/sbom/
+	@tools/supply.sh sbom
+
+audit: setup ## Search what the images are made of for known weaknesses (needs a network)
+	@tools/supply.sh audit
+
+deploy-check: setup ## Check Dockerfile, compose file and manifests (needs kubectl)
+	@tools/deploy_check.sh

@@ -1,0 +1,490 @@
+"""The Kubernetes manifests as kustomize renders them, held to what no schema says."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from interlock_chassis.callers import CallerTable
+from interlock_chassis.config import MigrationSettings, ProcessSettings, load_settings
+from interlock_gateway.edge.config import EdgeSettings
+from interlock_gateway.worker import rpc as worker_rpc
+from interlock_gateway.worker.config import WorkerSettings
+from interlock_identity import rpc as identity_rpc
+from interlock_identity.config import IdentitySettings
+from interlock_runner import rpc as runner_rpc
+from interlock_runner.config import RunnerSettings
+from interlock_token_vault import rpc as vault_rpc
+from interlock_token_vault.config import VaultSettings
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+OVERLAYS = ("dev", "gke")
+MINE = "/run/interlock/"
+NAME = "app.kubernetes.io/name"
+
+SETTINGS: dict[str, type[ProcessSettings]] = {
+    "gateway-edge": EdgeSettings,
+    "gateway-worker": WorkerSettings,
+    "identity": IdentitySettings,
+    "runner": RunnerSettings,
+    "token-vault": VaultSettings,
+    "migrate-vault": MigrationSettings,
+    "migrate-identity": MigrationSettings,
+    "migrate-gateway": MigrationSettings,
+}
+CALLERS: dict[str, CallerTable] = {
+    "gateway-worker": worker_rpc.CALLERS,
+    "identity": identity_rpc.CALLERS,
+    "runner": runner_rpc.CALLERS,
+    "token-vault": vault_rpc.CALLERS,
+}
+APPS = "app/*"
+SERVICES = ("gateway-edge", *CALLERS)
+# Longest work after SIGTERM, by the services' READMEs, in seconds.
+DRAINS = {"gateway-edge": 30, "gateway-worker": 35, "identity": 5, "runner": 20, "token-vault": 30}
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something that makes pods."""
+
+    kind: str
+    name: str
+    labels: Mapping[str, str]
+    pod: Object
+    claims: tuple[str, ...] = ()
+
+    @property
+    def containers(self) -> list[Object]:
+        """All containers of the pod, those that run before it too."""
+        return [*self.pod["containers"], *self.pod.get("initContainers", ())]
+
+    @property
+    def main(self) -> Object:
+        """The container that the workload is named for."""
+        return next(each for each in self.pod["containers"] if each["name"] == self.name)
+
+
+class Rendered:
+    """All objects of one overlay."""
+
+    def __init__(self, overlay: str) -> None:
+        self.overlay = overlay
+        text = subprocess.run(
+            ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        self.objects: list[Object] = list(yaml.safe_load_all(text))
+
+    def of(self, kind: str) -> list[Object]:
+        """Return the objects of a kind."""
+        return [each for each in self.objects if each["kind"] == kind]
+
+    def names(self, kind: str) -> set[str]:
+        """Return the names of the objects of a kind."""
+        return {each["metadata"]["name"] for each in self.of(kind)}
+
+    def workloads(self) -> list[Workload]:
+        """Return everything that makes pods."""
+        found = []
+        for each in self.objects:
+            spec = each.get("spec", {})
+            if each["kind"] == "CronJob":
+                spec = spec["jobTemplate"]["spec"]
+            if each["kind"] not in {"Deployment", "StatefulSet", "Job", "CronJob"}:
+                continue
+            template = spec["template"]
+            claims = tuple(c["metadata"]["name"] for c in spec.get("volumeClaimTemplates", ()))
+            labels = template["metadata"]["labels"]
+            name = each["metadata"]["name"]
+            found.append(Workload(each["kind"], name, labels, template["spec"], claims))
+        return found
+
+    def parameters(self) -> dict[str, str]:
+        """Return what an operator sets."""
+        [found] = [
+            each["data"]
+            for each in self.of("ConfigMap")
+            if each["metadata"]["name"].startswith("parameters-")
+        ]
+        return dict(found)
+
+    def secrets(self) -> dict[str, set[str]]:
+        """Return the keys of every Secret that something here makes, by its name."""
+        found = {
+            each["spec"]["secretName"]: {"ca.crt", "tls.crt", "tls.key"}
+            for each in self.of("Certificate")
+        }
+        for each in self.of("ExternalSecret"):
+            keys = {row["secretKey"] for row in each["spec"]["data"]}
+            found[each["spec"]["target"]["name"]] = keys
+        return found | _made_by_the_keys_job() if self.overlay == "dev" else found
+
+
+@cache
+def _prepare() -> Any:
+    spec = importlib.util.spec_from_file_location(
+        "interlock_prepare", ROOT / "deploy" / "images" / "prepare.py"
+    )
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def _made_by_the_keys_job() -> dict[str, set[str]]:
+    put: dict[str, set[str]] = {}
+
+    class Cluster:
+        def find(self, name: str) -> dict[str, str]:
+            return {}
+
+        def put(self, name: str, files: Mapping[str, str]) -> None:
+            put[name] = set(files)
+
+    _prepare().write_secrets(Cluster())
+    return put
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    """Render one overlay."""
+    if shutil.which("kubectl") is None:
+        if "kubectl" in os.environ.get("INTERLOCK_REQUIRE", "").split(","):
+            pytest.fail("INTERLOCK_REQUIRE names kubectl, but it is not installed")
+        pytest.skip("kubectl is not installed")
+    return Rendered(request.param)
+
+
+def _matches(selector: Object | None, labels: Mapping[str, str]) -> bool:
+    """Tell whether a label selector takes these labels."""
+    selector = selector or {}
+    if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
+        return False
+    for rule in selector.get("matchExpressions", ()):
+        assert rule["operator"] == "In"
+        if labels.get(rule["key"]) not in rule["values"]:
+            return False
+    return True
+
+
+def _ports(workload: Workload) -> dict[str, int]:
+    return {
+        port["name"]: port["containerPort"]
+        for container in workload.containers
+        for port in container.get("ports", ())
+    }
+
+
+def test_services_reach_ports_that_exist(rendered: Rendered) -> None:
+    """Every Service selects exactly one workload, and names ports of it."""
+    for service in rendered.of("Service"):
+        selector = {"matchLabels": service["spec"]["selector"]}
+        [workload] = [each for each in rendered.workloads() if _matches(selector, each.labels)]
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in _ports(workload)
+
+
+def test_port_names_are_short_and_used_once(rendered: Rendered) -> None:
+    """Names of ports have 15 characters at most, and none is given twice in a pod."""
+    for workload in rendered.workloads():
+        names = [port["name"] for each in workload.containers for port in each.get("ports", ())]
+        assert len(names) == len(set(names))
+        assert all(len(name) <= 15 for name in names)
+
+
+def test_probes_ask_one_thing_on_a_port_that_exists(rendered: Rendered) -> None:
+    """What serves is probed three ways, each by one handler; a named port is the container's."""
+    for workload in rendered.workloads():
+        if workload.kind not in {"Deployment", "StatefulSet"}:
+            continue
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = workload.main[probe]
+            [handler] = asked.keys() & {"httpGet", "exec", "tcpSocket", "grpc"}
+            port = asked[handler].get("port") if handler != "exec" else None
+            if isinstance(port, str):
+                assert port in {each["name"] for each in workload.main["ports"]}
+
+
+def test_everything_referred_to_is_there(rendered: Rendered) -> None:
+    """Secrets, ConfigMaps and their keys, claims and accounts that pods name are made here."""
+    secrets = rendered.secrets()
+    for workload in rendered.workloads():
+        assert workload.pod["serviceAccountName"] in rendered.names("ServiceAccount")
+        for container in workload.containers:
+            for variable in container.get("env", ()):
+                if "valueFrom" in variable:
+                    ref = variable["valueFrom"]["configMapKeyRef"]
+                    assert ref["name"] in rendered.names("ConfigMap")
+                    assert ref["key"] in rendered.parameters()
+            volumes = {each["name"] for each in workload.pod.get("volumes", ())}
+            mounted = {each["name"] for each in container.get("volumeMounts", ())}
+            assert mounted <= volumes | set(workload.claims)
+        for volume in workload.pod.get("volumes", ()):
+            for name, keys in _secrets_of(volume):
+                assert name in secrets, f"{workload.name} needs the Secret {name}"
+                assert keys <= secrets[name]
+            if claim := volume.get("persistentVolumeClaim"):
+                assert claim["claimName"] in rendered.names("PersistentVolumeClaim")
+
+
+def _secrets_of(volume: Object) -> Iterator[tuple[str, set[str]]]:
+    """Yield the Secrets of a volume, with the keys that it names one by one."""
+    if secret := volume.get("secret"):
+        yield secret["secretName"], {item["key"] for item in secret.get("items", ())}
+    for source in volume.get("projected", {}).get("sources", ()):
+        yield source["secret"]["name"], {item["key"] for item in source["secret"].get("items", ())}
+
+
+def _files_of(rendered: Rendered, workload: Workload) -> set[str]:
+    """Return the names of the files below /run/interlock."""
+    secrets = rendered.secrets()
+    for volume in workload.pod.get("volumes", ()):
+        if volume["name"] == "interlock":
+            items = volume.get("secret", {}).get("items")
+            if items:
+                return {item["path"] for item in items}
+            return {key for name, _ in _secrets_of(volume) for key in secrets[name]}
+    return set()
+
+
+def test_pods_are_restricted(rendered: Rendered) -> None:
+    """Every pod keeps PodSecurity's rule `restricted`, has a read-only root and no links."""
+    [namespace] = rendered.of("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for workload in rendered.workloads():
+        pod = workload.pod
+        assert pod["enableServiceLinks"] is False, "it would inject variables"
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in pod.get("volumes", ()):
+            kinds = volume.keys() - {"name"}
+            assert kinds <= {"secret", "projected", "emptyDir", "persistentVolumeClaim"}
+        for container in workload.containers:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not any("hostPort" in port for port in container.get("ports", ()))
+
+
+def test_accounts_are_distinct_and_hold_no_token(rendered: Rendered) -> None:
+    """No two services share a ServiceAccount; only the job that makes Secrets gets a token."""
+    serving = [each for each in rendered.workloads() if each.kind in {"Deployment", "StatefulSet"}]
+    accounts = [each.pod["serviceAccountName"] for each in serving]
+    assert len(accounts) == len(set(accounts))
+    assert "default" not in accounts
+    with_token = {
+        each.name for each in rendered.workloads() if each.pod["automountServiceAccountToken"]
+    }
+    assert with_token == ({"keys"} if rendered.overlay == "dev" else set())
+
+
+def test_requests_stay_below_limits(rendered: Rendered) -> None:
+    """Every container says what it needs and what is the most, in that order."""
+    for workload in rendered.workloads():
+        for container in workload.containers:
+            requests, limits = (container["resources"][each] for each in ("requests", "limits"))
+            for resource in ("cpu", "memory"):
+                assert 0 < _quantity(requests[resource]) <= _quantity(limits[resource])
+
+
+def _quantity(text: str | int) -> float:
+    found = re.fullmatch(r"([0-9.]+)(m|Ki|Mi|Gi)?", str(text))
+    assert found, f"{text} is no quantity"
+    scale = {None: 1.0, "m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+    return float(found[1]) * scale[found[2]]
+
+
+def test_pods_outlive_their_drain(rendered: Rendered) -> None:
+    """The grace period covers the wait before SIGTERM and the longest drain after it."""
+    for workload in rendered.workloads():
+        if workload.name in DRAINS:
+            wait = workload.main["lifecycle"]["preStop"]["sleep"]["seconds"]
+            assert workload.pod["terminationGracePeriodSeconds"] >= wait + DRAINS[workload.name]
+
+
+def _callers(table: CallerTable) -> set[str]:
+    return {caller for callers in table.values() for caller in callers}
+
+
+@pytest.mark.parametrize("server", CALLERS)
+def test_policies_admit_whom_the_caller_table_admits(rendered: Rendered, server: str) -> None:
+    """Whoever has a row in a service's table reaches its gRPC port, and nobody else."""
+    admitted = set()
+    for policy in rendered.of("NetworkPolicy"):
+        if not _matches(policy["spec"]["podSelector"], {NAME: server}):
+            continue
+        for rule in policy["spec"].get("ingress", ()):
+            if {"port": "grpc"} not in [{"port": each["port"]} for each in rule["ports"]]:
+                continue
+            for peer in rule["from"]:
+                labels = peer["podSelector"]["matchLabels"]
+                is_app = labels == {"interlock.dev/client": "true"} and "namespaceSelector" in peer
+                admitted.add(APPS if is_app else labels[NAME])
+                assert is_app or "namespaceSelector" not in peer
+    assert admitted == _callers(CALLERS[server])
+
+
+@pytest.mark.parametrize("caller", [*SERVICES, "operator"])
+def test_policies_let_callers_out_to_their_servers_alone(rendered: Rendered, caller: str) -> None:
+    """A process may connect to the services whose tables name it, and to no other."""
+    reached = set()
+    for policy in rendered.of("NetworkPolicy"):
+        if not _matches(policy["spec"]["podSelector"], {NAME: caller}):
+            continue
+        for rule in policy["spec"].get("egress", ()):
+            assert rule.get("to"), f"{policy['metadata']['name']} lets {caller} go anywhere"
+            reached |= {
+                peer["podSelector"]["matchLabels"][NAME]
+                for peer in rule["to"]
+                if {"port": 8443} in rule["ports"]
+            }
+    assert reached == {server for server, table in CALLERS.items() if caller in _callers(table)}
+
+
+def test_every_workload_has_a_policy_of_its_own(rendered: Rendered) -> None:
+    """Besides the one that denies everything, each pod is named by at least one more."""
+    general = {"default-deny", "names"}
+    policies = [
+        each["spec"]["podSelector"]
+        for each in rendered.of("NetworkPolicy")
+        if each["metadata"]["name"] not in general
+    ]
+    assert general <= rendered.names("NetworkPolicy")
+    for workload in rendered.workloads():
+        assert any(_matches(each, workload.labels) for each in policies), workload.name
+
+
+def test_only_the_edge_is_reached_from_outside(rendered: Rendered) -> None:
+    """No Service has an address outside, and an Ingress leads to the edge alone."""
+    selected = {
+        each["metadata"]["name"]: each["spec"]["selector"][NAME] for each in rendered.of("Service")
+    }
+    assert {each["spec"].get("type", "ClusterIP") for each in rendered.of("Service")} == {
+        "ClusterIP"
+    }
+    for ingress in rendered.of("Ingress"):
+        for rule in ingress["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                assert selected[path["backend"]["service"]["name"]] == "gateway-edge"
+    for name in SERVICES:
+        [service] = [each for each in rendered.of("Service") if each["metadata"]["name"] == name]
+        assert service["spec"]["clusterIP"] == "None", "clients balance over pods themselves"
+
+
+def test_settings_are_taken_by_the_services(rendered: Rendered, tmp_path: Path) -> None:
+    """Each process starts with the variables it is given: known, complete, and valid.
+
+    That includes the parameters an operator sets. The files hold what the keys job makes.
+    """
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    made = {
+        name: text for files in _prepare().make_files(keep).values() for name, text in files.items()
+    }
+    names = set()
+    for workload in rendered.workloads():
+        if workload.name not in SETTINGS:
+            continue
+        names.add(workload.name)
+        there = _files_of(rendered, workload)
+        environ = {}
+        for variable in workload.main["env"]:
+            value = variable.get("value")
+            if value is None:
+                value = rendered.parameters()[variable["valueFrom"]["configMapKeyRef"]["key"]]
+            if value.startswith(MINE):
+                name = value.removeprefix(MINE)
+                assert name in there, f"{workload.name} has no file {name}"
+                path = tmp_path / name
+                path.write_text(made.get(name, made["database-url"]))
+                value = str(path)
+            environ[variable["name"]] = value
+        load_settings(SETTINGS[workload.name], environ)
+    assert names >= set(SERVICES)
+
+
+def test_scaling_and_disruption_name_what_exists(rendered: Rendered) -> None:
+    """Autoscalers and disruption budgets refer to workloads of this overlay."""
+    workloads = {(each.kind, each.name) for each in rendered.workloads()}
+    for scaler in rendered.of("HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) in workloads
+        assert scaler["spec"]["minReplicas"] >= 2
+    for budget in rendered.of("PodDisruptionBudget"):
+        selector = budget["spec"]["selector"]
+        assert len([e for e in rendered.workloads() if _matches(selector, e.labels)]) == 1
+
+
+def test_certificates_name_their_process() -> None:
+    """cert-manager's certificates carry the URI that callers are told by, and the host name."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    leaves = {
+        each["spec"]["secretName"]: each["spec"]
+        for each in Rendered("gke").of("Certificate")
+        if not each["spec"].get("isCA")
+    }
+    for name in (*SERVICES, "operator"):
+        assert leaves[f"{name}-tls"]["uris"] == [f"spiffe://interlock/{name}"]
+        assert leaves[f"{name}-tls"]["dnsNames"] == [name]
+        assert set(leaves[f"{name}-tls"]["usages"]) >= {"server auth", "client auth"}
+
+
+def test_keys_job_may_write_the_secrets_it_makes() -> None:
+    """The trial's role names exactly the Secrets that the job reads and replaces."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    [role] = Rendered("dev").of("Role")
+    [named] = [rule for rule in role["rules"] if "resourceNames" in rule]
+    assert set(named["resourceNames"]) == set(_made_by_the_keys_job())
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_exist() -> None:
+    """Each metric named is made in the code, and each alert has a runbook that names it."""
+    alerts = yaml.safe_load((KUBERNETES / "monitoring" / "alerts.yaml").read_text())
+    rules = [rule for group in alerts["spec"]["groups"] for rule in group["rules"]]
+    board = json.loads((KUBERNETES / "monitoring" / "dashboards" / "interlock.json").read_text())
+    asked = [rule["expr"] for rule in rules]
+    asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("libs", "services")
+        for path in (ROOT / folder).glob("*/src/**/*.py")
+    )
+    for name in re.findall(r"\binterlock_[a-z_]+", " ".join(asked)):
+        assert f'"{re.sub(r"_(total|bucket|count|sum)$", "", name)}"' in code, name
+    for rule in rules:
+        runbook = ROOT / rule["annotations"]["runbook"]
+        assert runbook.read_text(encoding="utf-8").startswith(f"# {rule['alert']}\n")
+    assert len(rules) == len(list((ROOT / "docs" / "runbooks").glob("Interlock*.md")))
+
+
+def test_compose_gives_each_service_settings_it_knows() -> None:
+    """The compose file sets every required variable of each service, and no unknown one."""
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    for name in SERVICES:
+        fields = SETTINGS[name].model_fields
+        given = {each.removeprefix("INTERLOCK_").lower() for each in services[name]["environment"]}
+        required = {field for field, info in fields.items() if info.is_required()}
+        assert required <= given <= set(fields), name
