@@ -4,12 +4,13 @@ Each fault prints what it came to; a failing seed is printed and can be given
 again, then with everything that happened in its course.
 """
 
+import asyncio
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from typing import Protocol
 
+from tests.chaos.rotation_kills import kill_everywhere
 from tests.chaos.rotation_sim import Report, retrace, run
 
 _SCHEDULES = 100_000
@@ -17,12 +18,8 @@ _CHUNK = 250
 _MOST_SHOWN = 10
 
 
-class Fault(Protocol):
-    """One way to break things."""
-
-    def __call__(self, seed: int | None) -> bool:
-        """Do it, or one course of it again; tell whether everything held."""
-        ...
+Fault = Callable[[int | None], bool]
+"""One way to break things, or one course of it again; tells whether everything held."""
 
 
 def rotation(seed: int | None) -> bool:
@@ -45,7 +42,15 @@ def rotation(seed: int | None) -> bool:
     return not failed
 
 
-FAULTS: Mapping[str, Fault] = {"rotation": rotation}
+def rotation_kills(_: int | None) -> bool:
+    """Kill real vault processes at every place of a refresh."""
+    broken = asyncio.run(kill_everywhere())
+    for place, what in broken.items():
+        print(f"rotation-kills: {place}: {'; '.join(what) or 'went on'}", flush=True)  # noqa: T201 - A command.
+    return not any(broken.values())
+
+
+FAULTS: Mapping[str, Fault] = {"rotation": rotation, "rotation-kills": rotation_kills}
 
 
 def main(arguments: list[str]) -> int:

@@ -559,13 +559,9 @@ class SimStore:
         world.note("fate", fate.value)
         return fate
 
-    async def promote(
-        self, held: HeldChain, candidate: TokenRef, pair: SealedPair, event: AuditEvent
-    ) -> bool:
+    async def promote(self, held: HeldChain, pair: SealedPair, event: AuditEvent) -> bool:
         """See RotationStore and VaultStore."""
-        return await self._process.call(
-            "promote", lambda: self._db.promote(held, candidate, pair, event)
-        )
+        return await self._process.call("promote", lambda: self._db.promote(held, pair, event))
 
     async def mark_probed(self, chain: Chain, candidates: Any, event: AuditEvent) -> None:
         """See RotationStore and VaultStore."""
@@ -584,11 +580,18 @@ class SimStore:
         await self._process.call("prove", lambda: self._db.prove(lease, generation))
 
     async def give_back(
-        self, lease: Lease, generation: int, pause: timedelta | None, event: AuditEvent
+        self,
+        lease: Lease,
+        generation: int,
+        pause: timedelta | None,
+        event: AuditEvent,
+        *,
+        is_doubtful: bool,
     ) -> None:
         """See RotationStore and VaultStore."""
         await self._process.call(
-            "give_back", lambda: self._db.give_back(lease, generation, pause, event)
+            "give_back",
+            lambda: self._db.give_back(lease, generation, pause, event, is_doubtful=is_doubtful),
         )
 
     async def record(self, events: Any) -> None:

@@ -34,6 +34,7 @@ from interlock_token_vault.domain.installation import (
 from interlock_token_vault.domain.rotation import (
     HARD_LIMIT,
     LEASE,
+    MOST_CANDIDATES,
     SOFT_LIMIT,
     AnswerFacts,
     Chain,
@@ -436,7 +437,7 @@ async def test_a_late_answer_is_taken_from_whoever_brings_it(stage: Stage) -> No
     assert after.state.generation == 2
     # The second holder's lease is its own to give back.
     assert after.facts.is_leased
-    await stage.store.give_back(second, held.state.generation, None, EVENT)
+    await stage.store.give_back(second, held.state.generation, None, EVENT, is_doubtful=False)
     after = await stage.held(chain)
     assert not after.facts.is_leased
     assert not after.facts.is_resting
@@ -470,12 +471,12 @@ async def test_a_candidate_is_promoted_in_place_of_what_it_was_weighed_against(
     before = await stage.held(chain)
     pair = _pair(chain, before.wrapped.dek_id, "c", 3)
     candidate = before.state.candidate_refs[0]
-    assert await stage.store.promote(before, candidate, pair, EVENT)
+    assert await stage.store.promote(before, pair, EVENT)
     after = await stage.held(chain)
     assert after.state.generation == after.installation.generation == 3
     assert after.state.refresh_ref == candidate
     assert after.state.candidate_refs == (before.state.refresh_ref,)
-    assert not await stage.store.promote(before, candidate, pair, EVENT)
+    assert not await stage.store.promote(before, pair, EVENT)
     assert (await stage.held(chain)).state == after.state
 
 
@@ -490,13 +491,30 @@ async def test_an_odd_answer_is_never_served(stage: Stage) -> None:
     assert after.state.candidate_refs == ("b" * 31 + "e",)
 
 
-async def test_a_new_generation_forgets_the_candidates(stage: Stage) -> None:
-    """Once the chain went on, what lay beside it is of no use."""
+async def test_a_new_generation_keeps_the_candidates(stage: Stage) -> None:
+    """Slack may let more than one pair live on; an older install's pairs are of no use."""
     chain = await stage.install()
     held, lease = await stage.claim(chain)
     await stage.keep(held, lease, "b", is_odd=True)
     assert await stage.keep(held, lease, "c") is Fate.STORED
+    after = await stage.held(chain)
+    assert after.state.candidate_refs == ("b" * 31 + "e",)
+    assert [each.is_probed for each in after.candidates] == [True]
+    await stage.reinstall(chain, "d", expires_in=HARD_LIMIT)
+    held, lease = await stage.claim(chain)
+    assert held.candidates == ()
+    await stage.keep(held, lease, "e")
     assert (await stage.held(chain)).candidates == ()
+
+
+async def test_candidates_are_few(stage: Stage) -> None:
+    """The oldest make room, so that an answer that is odd every time fills nothing."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    for number in range(MOST_CANDIDATES + 2):
+        await stage.keep(held, lease, f"{number:x}", is_odd=True)
+    refs = (await stage.held(chain)).state.candidate_refs
+    assert refs == tuple(f"{number:x}" * 31 + "e" for number in range(2, MOST_CANDIDATES + 2))
 
 
 async def test_a_doubtful_pair_is_exchanged_again(stage: Stage) -> None:
@@ -510,13 +528,12 @@ async def test_a_doubtful_pair_is_exchanged_again(stage: Stage) -> None:
     # Slack may take the refresh token before once more.
     assert after.state.candidate_refs == (held.state.refresh_ref,)
     assert await stage.store.list_due(TEAM.client_id, 10) == []
-    await stage.store.give_back(lease, 1, None, EVENT)
+    await stage.store.give_back(lease, 1, None, EVENT, is_doubtful=False)
     assert await stage.store.list_due(TEAM.client_id, 10) == [chain]
     held, lease = await stage.claim(chain)
     assert await stage.keep(held, lease, "c") is Fate.STORED
     after = await stage.held(chain)
     assert (after.state.generation, after.state.standing) == (3, Standing.IDLE)
-    assert after.candidates == ()
 
 
 async def test_a_doubt_ends_when_every_request_was_heard_of(stage: Stage) -> None:
@@ -533,6 +550,31 @@ async def test_a_doubt_ends_when_every_request_was_heard_of(stage: Stage) -> Non
     assert await stage.store.list_due(TEAM.client_id, 10) == []
 
 
+async def test_an_unheard_request_puts_others_pairs_in_doubt(stage: Stage) -> None:
+    """Who was overtaken may have overtaken in turn: the stored pair is exchanged again."""
+    chain = await stage.install()
+    held, first = await stage.claim(chain)
+    await stage.advance(LEASE + MINUTE)
+    _, second = await stage.claim(chain)
+    await stage.keep(held, second, "b")
+    await stage.store.give_back(first, 1, None, EVENT, is_doubtful=False)
+    assert (await stage.held(chain)).state.standing is Standing.IDLE
+    await stage.store.give_back(first, 1, None, EVENT, is_doubtful=True)
+    assert (await stage.held(chain)).state.standing is Standing.DOUBTED
+
+
+async def test_a_promotion_ends_no_doubt(stage: Stage) -> None:
+    """That one of two pairs is dead says nothing of a third one that nobody heard of."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.keep(held, lease, "b", is_doubtful=True)
+    await stage.keep(held, lease, "c")
+    before = await stage.held(chain)
+    pair = _pair(chain, before.wrapped.dek_id, "c", 3)
+    assert await stage.store.promote(before, pair, EVENT)
+    assert (await stage.held(chain)).state.standing is Standing.DOUBTED
+
+
 async def test_an_install_amid_an_exchange_is_in_doubt(stage: Stage) -> None:
     """The old holder's pairs count among Slack's two living tokens, so the new pair is renewed."""
     chain = await stage.install()
@@ -541,7 +583,7 @@ async def test_an_install_amid_an_exchange_is_in_doubt(stage: Stage) -> None:
     after = await stage.held(chain)
     assert after.state.standing is Standing.DOUBTED
     assert after.facts.is_leased
-    await stage.store.give_back(lease, 1, None, EVENT)
+    await stage.store.give_back(lease, 1, None, EVENT, is_doubtful=False)
     assert await stage.store.list_due(TEAM.client_id, 10) == [chain]
     held, lease = await stage.claim(chain)
     await stage.keep(held, lease, "e")
@@ -584,6 +626,20 @@ async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:
     assert await stage.store.count_ended(TEAM.client_id) == 0
 
 
+async def test_a_pair_beside_revives_an_ended_chain(stage: Stage) -> None:
+    """There is something to exchange again, and at once; who is at it stays at it."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    assert await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
+    await stage.keep(held, lease, "b", is_odd=True)
+    assert (await stage.held(chain)).state.standing is Standing.DOUBTED
+    held, lease = await stage.claim(chain)
+    await stage.keep(held, lease, "c", is_odd=True)
+    after = await stage.held(chain)
+    assert after.state.standing is Standing.SENT
+    assert after.facts.is_leased
+
+
 async def test_a_refusal_does_not_end_a_chain_that_moved_on(stage: Stage) -> None:
     """The loser of a race hears `invalid_refresh_token`; the winner's pair lives."""
     chain = await stage.install()
@@ -599,7 +655,7 @@ async def test_a_pause_is_kept_and_grows(stage: Stage) -> None:
     """RF-07: a lease that came to nothing is free at once, and its chain rests a while."""
     chain = await stage.install()
     _, lease = await stage.claim(chain)
-    await stage.store.give_back(lease, 1, timedelta(seconds=30), EVENT)
+    await stage.store.give_back(lease, 1, timedelta(seconds=30), EVENT, is_doubtful=False)
     after = await stage.held(chain)
     assert not after.facts.is_leased
     assert after.facts.is_resting
@@ -610,7 +666,7 @@ async def test_a_pause_is_kept_and_grows(stage: Stage) -> None:
     assert refusal.value.hindrance is Hindrance.RESTING
     await stage.advance(timedelta(seconds=2))
     _, lease = await stage.claim(chain)
-    await stage.store.give_back(lease, 1, None, EVENT)
+    await stage.store.give_back(lease, 1, None, EVENT, is_doubtful=False)
     await stage.advance(timedelta(seconds=4))
     assert (await stage.held(chain)).facts.is_resting
     await stage.advance(timedelta(seconds=2))
@@ -623,7 +679,7 @@ async def test_a_lease_is_given_back_by_its_holder_only(stage: Stage) -> None:
     _, first = await stage.claim(chain)
     await stage.advance(LEASE + MINUTE)
     await stage.claim(chain)
-    await stage.store.give_back(first, 1, None, EVENT)
+    await stage.store.give_back(first, 1, None, EVENT, is_doubtful=False)
     assert (await stage.held(chain)).facts.is_leased
 
 
@@ -647,7 +703,7 @@ async def test_nothing_is_written_where_the_installation_is_gone(stage: Stage) -
     await stage.remove(chain.installation_id)
     assert await stage.keep(held, lease, "b") is Fate.GONE
     assert not await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
-    await stage.store.give_back(lease, 1, None, EVENT)
+    await stage.store.give_back(lease, 1, None, EVENT, is_doubtful=False)
     assert await stage.store.find_chain(chain) is None
     rehearsal = _pair(chain, held.wrapped.dek_id, "f", 2)
     with pytest.raises(LeaseHeld):

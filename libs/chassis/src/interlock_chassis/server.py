@@ -230,7 +230,7 @@ class RpcServer:
         for add_to_server, servicer in self._services.values():
             add_to_server(servicer, _Unregistered(server))
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, _Unregistered(server))
         for name in self._services:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         try:

@@ -138,8 +138,13 @@ def shut_down_tracing() -> None:
         shutdown()
 
 
+@cache
 def tracer() -> trace.Tracer:
-    """Return the tracer that spans of ours are started with."""
+    """Return the tracer that spans of ours are started with.
+
+    Made once: OpenTelemetry reads the environment to make one, and one made
+    before tracing is configured finds its way later.
+    """
     return trace.get_tracer("interlock")
 
 

@@ -127,39 +127,11 @@ async def running(
     _require_production(settings)
     chores: list[_Chore] = []
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(
-            open_pool(settings.database_url_file, application=_NAME, server_settings=_SESSION)
-        )
-        scanner_url = settings.scanner_database_url_file
-        parts = _Parts(
-            pool=pool,
-            scanner=await stack.enter_async_context(
-                open_pool(scanner_url, application=f"{_NAME}-scanner", max_size=3)
-            )
-            if scanner_url
-            else None,
-            journal=await stack.enter_async_context(_open_signed_journal(settings, pool, chores)),
-            identity=await stack.enter_async_context(
-                open_channel(settings.identity_address, settings.tls, server="identity")
-            ),
-            slack=await stack.enter_async_context(
-                open_slack(
-                    settings.slack_api_url,
-                    client_id=settings.slack_client_id,
-                    client_secret=settings.slack_client_secret_file,
-                )
-            ),
-            kms=kms,
-        )
-        store = PostgresStore(pool, parts.journal)
+        parts = await _open_parts(stack, settings, kms, chores)
+        store = PostgresStore(parts.pool, parts.journal)
         refusals = Refusals(store, SystemClock())
         stack.push_async_callback(refusals.close)
-        keys = KmsKeys(
-            kms,
-            fingerprint_key=settings.fingerprint_key_file,
-            clock=SystemClock(),
-            ttl=timedelta(seconds=settings.dek_cache_ttl_seconds),
-        )
+        keys = _make_keys(settings, kms)
         renewing = await _open_renewing(stack, settings, parts, keys, failpoint)
         installing, server = build_server(
             settings, parts, store, refusals, keys=keys, renewing=renewing
@@ -181,6 +153,45 @@ async def running(
         )
         structlog.get_logger().info("vault_listening", port=port, ops_port=ops_port)
         yield port
+
+
+async def _open_parts(
+    stack: AsyncExitStack, settings: VaultSettings, kms: Kms, chores: "list[_Chore]"
+) -> _Parts:
+    """Open the connections of a process; they are closed with the stack."""
+    pool = await stack.enter_async_context(
+        open_pool(settings.database_url_file, application=_NAME, server_settings=_SESSION)
+    )
+    scanner_url = settings.scanner_database_url_file
+    return _Parts(
+        pool=pool,
+        scanner=await stack.enter_async_context(
+            open_pool(scanner_url, application=f"{_NAME}-scanner", max_size=3)
+        )
+        if scanner_url
+        else None,
+        journal=await stack.enter_async_context(_open_signed_journal(settings, pool, chores)),
+        identity=await stack.enter_async_context(
+            open_channel(settings.identity_address, settings.tls, server="identity")
+        ),
+        slack=await stack.enter_async_context(
+            open_slack(
+                settings.slack_api_url,
+                client_id=settings.slack_client_id,
+                client_secret=settings.slack_client_secret_file,
+            )
+        ),
+        kms=kms,
+    )
+
+
+def _make_keys(settings: VaultSettings, kms: Kms) -> KmsKeys:
+    return KmsKeys(
+        kms,
+        fingerprint_key=settings.fingerprint_key_file,
+        clock=SystemClock(),
+        ttl=timedelta(seconds=settings.dek_cache_ttl_seconds),
+    )
 
 
 async def _open_renewing(
@@ -431,6 +442,38 @@ async def _doing(chores: Sequence[_Chore]) -> AsyncIterator[None]:
             stop.set()
 
 
+async def exchange(settings: VaultSettings, stop: asyncio.Event) -> None:
+    """Exchange tokens that never end until all are exchanged, or told to stop."""
+    async with open_kms(settings) as kms:
+        await exchange_lasting(settings, kms, stop)
+
+
+async def exchange_lasting(settings: VaultSettings, kms: Kms, stop: asyncio.Event) -> None:
+    """Exchange tokens that never end for pairs, once the app's rotation is switched on.
+
+    Beside a serving vault, in a spool of its own; may be stopped and begun again.
+
+    Raises:
+        ConfigError: There is no spool to keep the answers in.
+    """
+    if settings.spool_dir is None:
+        raise ConfigError(variable_of("spool_dir"), "required, but not set")
+    own = settings.model_copy(update={"spool_dir": settings.spool_dir / "exchange"})
+    async with AsyncExitStack() as stack:
+        parts = await _open_parts(stack, own, kms, [])
+        renewing = await _open_renewing(stack, own, parts, _make_keys(own, kms), pass_by)
+        if renewing is None:
+            raise AssertionError("a spool is all that it takes")
+        await renewing.replay()
+        exchanging = asyncio.create_task(renewing.exchange_lasting())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([exchanging, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        await renewing.drain()
+        outcomes = {outcome.value: count for outcome, count in (await exchanging).items()}
+        structlog.get_logger().info("lasting_tokens_exchanged", **outcomes)
+
+
 async def bring_up_to_date(settings: MigrationSettings, _: asyncio.Event) -> None:
     """Migrate the vault's database to the newest version."""
     migrate(settings.database_url_file, DATABASE)
@@ -439,8 +482,11 @@ async def bring_up_to_date(settings: MigrationSettings, _: asyncio.Event) -> Non
 def main() -> None:
     """Run the command named on the command line."""
     parser = argparse.ArgumentParser(prog="interlock_token_vault", description=__doc__)
-    parser.add_argument("command", choices=("serve", "migrate"))
-    if parser.parse_args().command == "migrate":
+    parser.add_argument("command", choices=("serve", "migrate", "exchange"))
+    command = parser.parse_args().command
+    if command == "exchange":
+        run_process(f"{_NAME}-exchange", VaultSettings, exchange)
+    if command == "migrate":
         run_process(f"{_NAME}-migrate", MigrationSettings, bring_up_to_date)
     run_process(_NAME, VaultSettings, serve)
 

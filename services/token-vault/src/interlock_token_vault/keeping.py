@@ -233,7 +233,7 @@ class Keeper:
             held.installation.key, held, data_key, opened, expires_at=chosen.access.expires_at
         )
         event = event_of(_rotated(held.chain), held.chain, held.installation.key, pair.access)
-        await self._store.promote(held, chosen.refresh.ref, pair, event)
+        await self._store.promote(held, pair, event)
 
     async def is_served_alive(self, held: HeldChain) -> bool:
         """Ask Slack whether the stored access token lives; raises as `settle`."""

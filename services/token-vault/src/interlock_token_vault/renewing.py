@@ -6,11 +6,13 @@ it; it asks for an exchange and never makes one itself.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Gauge
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import ServiceError
@@ -22,7 +24,7 @@ from interlock_token_vault.rotating import Outcome, Rotating
 from interlock_token_vault.rotation_ports import News, RotationStore
 from interlock_token_vault.vault import InstallationNotFound, NeedsReinstall, RefreshPending
 
-REFRESHES = Counter(
+REFRESHES = CounterMetric(
     "interlock_vault_refreshes",
     "Wishes to refresh a chain of Slack tokens, by what they came to.",
     ("outcome",),
@@ -120,6 +122,32 @@ class Renewing:
             self.nudge(chain)
             await self._sleep(_PACE_S)
 
+    async def exchange_lasting(self) -> Counter[Outcome]:
+        """Exchange every token that never ends for a pair, one after the other.
+
+        For an app whose rotation was switched on. May be stopped anywhere and
+        begun again: what has a pair is not looked at any more.
+
+        Returns:
+            How many came to what; it ends early when Slack bars the app.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        outcomes: Counter[Outcome] = Counter()
+        after: Chain | None = None
+        while page := await self._store.list_lasting(self._client_id, after):
+            for chain in page:
+                while self._rotating.is_quiet:
+                    await self._sleep(_PACE_S)
+                outcome = await self._exchange_one(chain)
+                outcomes[outcome] += 1
+                if outcome is Outcome.BARRED or self._is_ending:
+                    return outcomes
+                await self._sleep(_PACE_S)
+            after = page[-1]
+        return outcomes
+
     async def replay(self) -> None:
         """Begin to store what an earlier process left in the spool."""
         await self._keeper.replay()
@@ -141,6 +169,18 @@ class Renewing:
         if held.refresh is None or held.state.standing is Standing.NEEDS_REINSTALL:
             raise NeedsReinstall
         return False
+
+    async def _exchange_one(self, chain: Chain) -> Outcome:
+        installation_id = str(chain.installation_id)
+        try:
+            outcome = await self._rotating.exchange_lasting(chain)
+        except ServiceError as error:
+            _log.warning(
+                "lasting_token_not_exchanged", reason=error.reason, installation_id=installation_id
+            )
+            return Outcome.FAILED
+        _log.info("lasting_token_looked_at", outcome=outcome.value, installation_id=installation_id)
+        return outcome
 
     async def _refresh(self, chain: Chain, refused_generation: int) -> Outcome:
         """Refresh one chain, whatever it fails with: nobody waits for the error."""

@@ -80,6 +80,9 @@ class Outcome(Enum):
     FAILED = "failed"
     """It is as it was; whoever comes round tries again."""
 
+    BARRED = "barred"
+    """Slack does not take the app itself, or not what it asks for."""
+
     NEEDS_REINSTALL = "needs_reinstall"
     """Slack takes none of its refresh tokens."""
 
@@ -99,6 +102,7 @@ class _Tenure:
         wait: What Slack asked for.
         hearing: What was heard of the requests with the newest refresh token.
         was_doubted: Whether a pair was stored as doubtful.
+        was_unheard: Whether any request may have been done by Slack, unheard of.
         reason: Why the last request failed, for the record.
     """
 
@@ -110,6 +114,7 @@ class _Tenure:
     wait: timedelta | None = None
     hearing: Hearing = field(default_factory=Hearing)
     was_doubted: bool = False
+    was_unheard: bool = False
     reason: str = ""
 
 
@@ -201,7 +206,8 @@ class Rotating:
     async def exchange_lasting(self, chain: Chain) -> Outcome:
         """Exchange a token that never ends for a pair; raises as `refresh`.
 
-        Slack allows it once. When its answer is lost the old token goes on.
+        Slack allows it once. When its answer is lost, or it is refused, the old
+        token goes on.
         """
         held = await self._store.find_chain(chain)
         if held is None or held.refresh is not None or held.access.expires_at is not None:
@@ -266,7 +272,7 @@ class Rotating:
         requests: list[asyncio.Task[Reply]] = []
         timer: asyncio.Task[None] | None = None
         while True:
-            step = exchange.next_step(may_send=self._clock.monotonic() < tenure.until)
+            step = exchange.next_step(may_send=self._may_send(tenure))
             if step is Step.END:
                 break
             if step is Step.SEND:
@@ -292,6 +298,10 @@ class Rotating:
         _forget(timer)
         return exchange
 
+    def _may_send(self, tenure: _Tenure) -> bool:
+        """Tell whether another request may be started: in the lease, and before any answer."""
+        return self._clock.monotonic() < tenure.until and not tenure.hearing.is_granted
+
     async def _send(
         self,
         tenure: _Tenure,
@@ -310,7 +320,7 @@ class Rotating:
                 return exchange
         await self._failpoint("before_send")
         # The process may have been stopped for longer than its lease lasts.
-        if self._clock.monotonic() >= tenure.until:
+        if not self._may_send(tenure):
             return exchange
         slot = tenure.slots.pop()
         tenure.hearing.start()
@@ -326,6 +336,7 @@ class Rotating:
             tenure.slots.append(slot)
             reply = self._reply_of(tenure, error)
             tenure.hearing.end(reply)
+            tenure.was_unheard = tenure.was_unheard or reply in {Reply.SILENT, Reply.FAILED}
             return reply
         await self._failpoint("after_reply")
         tenure.hearing.end(Reply.GRANTED)
@@ -365,21 +376,33 @@ class Rotating:
             return await self._conclude_stored(tenure)
         reason = fates[0].value.upper() if fates and fates[0] else tenure.reason
         try:
-            if exchange.is_refused and await self._store.end(
-                lease,
-                generation,
-                tenure.refused,
-                self._event(tenure, "token.refresh_refused", reason),
+            # A token that never ends goes on when it cannot be exchanged.
+            is_rotating = held.refresh is not None
+            if (
+                exchange.is_refused
+                and is_rotating
+                and await self._store.end(
+                    lease,
+                    generation,
+                    tenure.refused,
+                    self._event(tenure, "token.refresh_refused", reason),
+                )
             ):
                 _log.error("chain_needs_reinstall", installation_id=str(held.installation.id))
                 return Outcome.NEEDS_REINSTALL
             pause = _BARRED_PAUSE if Reply.BARRED in exchange.replies else tenure.wait
+            if not is_rotating:
+                # Nobody but the command's caller comes round for it.
+                pause = timedelta(0)
             event = self._event(tenure, "token.refresh_failed", reason)
-            await self._store.give_back(lease, generation, pause, event)
+            await self._store.give_back(
+                lease, generation, pause, event, is_doubtful=tenure.was_unheard
+            )
         except DatabaseUnavailable:
             # The lease ends by itself, and the next holder finds the same out.
             _log.warning("rotation_lease_left", installation_id=str(held.installation.id))
-        return Outcome.FAILED
+        is_barred = tenure.reason == SlackAppRefused.reason
+        return Outcome.BARRED if is_barred else Outcome.FAILED
 
     async def _conclude_stored(self, tenure: _Tenure) -> Outcome:
         """Say whether the stored pair is certainly the newest one."""
@@ -387,7 +410,9 @@ class Rotating:
         try:
             if tenure.hearing.is_in_doubt:
                 event = self._event(tenure, "token.doubted", tenure.reason)
-                await self._store.give_back(lease, held.state.generation, None, event)
+                await self._store.give_back(
+                    lease, held.state.generation, None, event, is_doubtful=True
+                )
                 return Outcome.IN_DOUBT
             if tenure.was_doubted:
                 await self._store.prove(lease, held.state.generation + 1)

@@ -212,10 +212,10 @@ class RotationStore(Protocol):
         """
         ...
 
-    async def promote(
-        self, held: HeldChain, candidate: TokenRef, pair: SealedPair, event: AuditEvent
-    ) -> bool:
+    async def promote(self, held: HeldChain, pair: SealedPair, event: AuditEvent) -> bool:
         """Put a candidate, sealed anew, in the place of the pair as it was found.
+
+        The pair that it displaces is kept beside.
 
         Returns:
             Whether the chain was still as found.
@@ -243,7 +243,13 @@ class RotationStore(Protocol):
         ...
 
     async def give_back(
-        self, lease: Lease, generation: int, pause: timedelta | None, event: AuditEvent
+        self,
+        lease: Lease,
+        generation: int,
+        pause: timedelta | None,
+        event: AuditEvent,
+        *,
+        is_doubtful: bool,
     ) -> None:
         """Give a lease back, and leave the chain in doubt; one held by others stays.
 
@@ -252,6 +258,8 @@ class RotationStore(Protocol):
             generation: What was claimed; of another one the pause is not kept.
             pause: How long to leave the chain alone; None: `backoff` of the failures in a row.
             event: The record.
+            is_doubtful: Whether a request was never heard of, so that a pair which
+                somebody else stored meanwhile is in doubt too.
         """
         ...
 

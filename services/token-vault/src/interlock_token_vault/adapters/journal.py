@@ -276,6 +276,8 @@ class Journal:
         self, connection: Connection, entries: Sequence[_Entry]
     ) -> tuple[datetime, dict[ReadTarget, Loaded]]:
         targets = list(dict.fromkeys(entry.target for entry in entries if entry.target))
+        if not targets:
+            return await connection.fetchval(query("read_clock")), {}
         is_new = [self._heads.is_new(target.key) for target in targets]
         at, found = await load(connection, targets, is_new)
         return at, {

@@ -144,28 +144,25 @@ class MemoryRotation(MemoryStore):
                 row = self._fresh_row(held)
                 kept = [*row.candidates, Candidate(answer.pair, is_probed=False)]
                 row.candidates = kept[-MOST_CANDIDATES:]
-                # There is something to exchange again.
-                row.standing = Standing.IDLE
+                if row.standing is Standing.NEEDS_REINSTALL:
+                    # There is something to exchange again.
+                    row.standing = Standing.DOUBTED
             self._append(recorded)
             self.news.ring(answer.chain.installation_id)
             return fate
 
-    async def promote(
-        self, held: HeldChain, candidate: TokenRef, pair: SealedPair, event: AuditEvent
-    ) -> bool:
+    async def promote(self, held: HeldChain, pair: SealedPair, event: AuditEvent) -> bool:
         """Put a candidate in the place of the pair; see RotationStore."""
         with self.faults.around("store.promote"):
             found = self._held(held.chain)
             if found is None or found.state != held.state or found.refresh is None:
                 return False
             displaced = Candidate(SealedPair(found.access, found.refresh), is_probed=True)
-            others = [
-                replace(each, is_probed=True)
-                for each in found.candidates
-                if each.pair.refresh.ref != candidate
-            ]
             self._advance(found, pair, found.state.parent_ref, 0)
-            self._rows[held.chain].candidates = [displaced, *others]
+            row = self._rows[held.chain]
+            row.candidates = [*row.candidates, displaced][-MOST_CANDIDATES:]
+            if found.state.is_unsettled:
+                row.standing = Standing.DOUBTED
             self._append([event])
             self.news.ring(held.chain.installation_id)
             return True
@@ -210,7 +207,13 @@ class MemoryRotation(MemoryStore):
                 row.standing = Standing.IDLE
 
     async def give_back(
-        self, lease: Lease, generation: int, pause: timedelta | None, event: AuditEvent
+        self,
+        lease: Lease,
+        generation: int,
+        pause: timedelta | None,
+        event: AuditEvent,
+        *,
+        is_doubtful: bool,
     ) -> None:
         """Give a lease back; see RotationStore."""
         with self.faults.around("store.give_back"):
@@ -224,6 +227,11 @@ class MemoryRotation(MemoryStore):
                     row.not_before = self._clock.now() + (
                         backoff(row.failures) if pause is None else pause
                     )
+            is_overtaken = row is not None and row.generation != generation
+            if row is not None and is_overtaken and is_doubtful and row.lineage <= generation:
+                # Whoever stored a pair meanwhile may have been overtaken by ours at Slack.
+                is_idle = row.standing is Standing.IDLE
+                row.standing = Standing.DOUBTED if is_idle else row.standing
             self._append([event])
             self.news.ring(lease.chain.installation_id)
 
@@ -330,7 +338,13 @@ class MemoryRotation(MemoryStore):
         chain, generation = held.chain, held.state.generation + 1
         row = self._fresh_row(held)
         row.generation, row.parent_ref, row.standing = generation, parent_ref, Standing.IDLE
-        row.failures, row.not_before, row.candidates = 0, None, []
+        row.failures, row.not_before = 0, None
+        # Slack may let more than one of a token's pairs live on.
+        row.candidates = [
+            replace(each, is_probed=True)
+            for each in held.candidates
+            if each.pair.refresh.ref != pair.refresh.ref
+        ]
         if row.epoch == epoch and not is_doubtful:
             row.lease_until = None
         if is_doubtful:
@@ -338,7 +352,8 @@ class MemoryRotation(MemoryStore):
             if held.refresh is not None:
                 # Slack may take the refresh token before once more.
                 before = SealedPair(held.access, held.refresh)
-                row.candidates = [Candidate(before, is_probed=True)]
+                kept = [*row.candidates, Candidate(before, is_probed=True)]
+                row.candidates = kept[-MOST_CANDIDATES:]
         others = [
             token
             for token in self.tokens[chain.installation_id]

@@ -169,14 +169,9 @@ class PostgresRotation:
                     is_doubtful=facts.is_doubtful,
                 )
             elif held is not None and fate is Fate.KEPT_BESIDE:
-                # There is something to exchange again, so it stands idle.
-                state = held.state
+                # There is something to exchange again.
                 await connection.execute(
-                    query("revive_chain"),
-                    *_names(answer.chain),
-                    state.generation,
-                    state.lineage,
-                    state.parent_ref,
+                    query("revive_chain"), *_names(answer.chain), held.state.generation
                 )
                 candidate = Candidate(answer.pair, is_probed=False)
                 await _insert_candidate(connection, held, candidate)
@@ -186,9 +181,7 @@ class PostgresRotation:
 
         return await self._journal.commit(work)
 
-    async def promote(
-        self, held: HeldChain, candidate: TokenRef, pair: SealedPair, event: AuditEvent
-    ) -> bool:
+    async def promote(self, held: HeldChain, pair: SealedPair, event: AuditEvent) -> bool:
         """Put a candidate in the place of the pair; see RotationStore."""
 
         async def work(connection: Connection) -> tuple[bool, Sequence[AuditEvent]]:
@@ -196,14 +189,12 @@ class PostgresRotation:
             if found is None or found.state != held.state or found.refresh is None:
                 return False, []
             await _advance(connection, found, pair, found.state.parent_ref, 0)
+            if found.state.is_unsettled:
+                await connection.execute(
+                    query("doubt_chain"), *_names(held.chain), found.state.generation + 1
+                )
             displaced = Candidate(SealedPair(found.access, found.refresh), is_probed=True)
-            others = [
-                Candidate(each.pair, is_probed=True)
-                for each in found.candidates
-                if each.pair.refresh.ref != candidate
-            ]
-            for each in (displaced, *others):
-                await _insert_candidate(connection, found, each)
+            await _insert_candidate(connection, found, displaced)
             await connection.execute(query("tell_of_chain"), held.chain.installation_id)
             return True, [event]
 
@@ -251,7 +242,13 @@ class PostgresRotation:
         await self._journal.commit(work)
 
     async def give_back(
-        self, lease: Lease, generation: int, pause: timedelta | None, event: AuditEvent
+        self,
+        lease: Lease,
+        generation: int,
+        pause: timedelta | None,
+        event: AuditEvent,
+        *,
+        is_doubtful: bool,
     ) -> None:
         """Give a lease back; see RotationStore."""
 
@@ -269,6 +266,11 @@ class PostgresRotation:
                 await connection.execute(
                     query("give_back_lease"), *_names(lease.chain), lease.epoch
                 )
+                if is_doubtful and held.state.lineage <= generation:
+                    # Whoever stored a pair meanwhile may have been overtaken by ours at Slack.
+                    await connection.execute(
+                        query("doubt_chain"), *_names(lease.chain), held.state.generation
+                    )
             await connection.execute(query("tell_of_chain"), lease.chain.installation_id)
             return None, [event]
 
@@ -316,7 +318,11 @@ async def _advance(
             token.ref,
             token.expires_at,
         )
-    await connection.execute(query("delete_candidates"), *_names(chain))
+    # Slack may let more than one of a token's pairs live on.
+    await connection.execute(
+        query("keep_candidates"), *_names(chain), held.state.lineage, pair.refresh.ref
+    )
+    await connection.execute(query("probe_candidates"), *_names(chain))
     standing = Standing.DOUBTED if is_doubtful else Standing.IDLE
     row = (*_names(chain), generation + 1, held.state.lineage, parent_ref, standing.value)
     # The lease of a doubtful pair's holder goes on.

@@ -354,13 +354,9 @@ SET generation = excluded.generation, lineage = excluded.lineage,
     not_before = NULL, failures = 0, changed_at = clock_timestamp();
 
 -- name: revive_chain
-INSERT INTO vault.rotation (
-    installation_id, kind, user_id, generation, lineage, parent_ref, standing, sent_ref, epoch
-) VALUES ($1, $2, $3, $4, $5, $6, 'idle', '', 0)
-ON CONFLICT (installation_id, kind, user_id) DO UPDATE
-SET generation = excluded.generation, lineage = excluded.lineage,
-    parent_ref = excluded.parent_ref, standing = 'idle', sent_ref = '',
-    changed_at = clock_timestamp();
+UPDATE vault.rotation SET standing = 'doubted', changed_at = clock_timestamp()
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4
+    AND standing = 'needs_reinstall';
 
 -- name: lease_chain
 INSERT INTO vault.rotation (
@@ -396,8 +392,14 @@ INSERT INTO vault.candidate_token (
     expires_at, refresh_sealed, refresh_ref, is_probed
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
 
--- name: delete_candidates
-DELETE FROM vault.candidate_token WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
+-- name: keep_candidates
+DELETE FROM vault.candidate_token
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3
+    AND (lineage <> $4 OR refresh_ref = $5);
+
+-- name: probe_candidates
+UPDATE vault.candidate_token SET is_probed = true
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
 
 -- name: trim_candidates
 DELETE FROM vault.candidate_token
@@ -423,6 +425,11 @@ UPDATE vault.rotation
 SET lease_until = NULL, changed_at = clock_timestamp(),
     standing = CASE standing WHEN 'doubted' THEN 'idle' ELSE standing END
 WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4 AND epoch = $5;
+
+-- name: doubt_chain
+UPDATE vault.rotation SET standing = 'doubted', changed_at = clock_timestamp()
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4
+    AND standing = 'idle';
 
 -- name: give_back_chain
 UPDATE vault.rotation

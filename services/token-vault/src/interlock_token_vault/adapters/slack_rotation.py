@@ -27,6 +27,10 @@ _BUDGET = aiohttp.ClientTimeout(total=45, connect=3)
 _REFUSED = frozenset(
     {"invalid_refresh_token", "token_expired", "token_revoked", "account_inactive"}
 )
+# Of oauth.v2.exchange: of this token there is no pair to be had, or not any more.
+_NOT_EXCHANGED = frozenset(
+    {"token_already_exchanged", "invalid_token", "authorization_not_found", "token_revoked"}
+)
 _TRANSIENT = frozenset(
     {
         "internal_error",
@@ -61,8 +65,7 @@ class SlackRotation:
         """Exchange a token that never ends; see SlackTokens."""
         fields = {"token": token.reveal()}
         call = self._slack.call_as_app("oauth.v2.exchange", fields, timeout=_BUDGET)
-        # Whatever refuses it, the token goes on as it was: nothing has ended.
-        return await _answered(call, frozenset())
+        return await _answered(call, _NOT_EXCHANGED)
 
     async def test(self, token: Secret[str]) -> BotIdentity:
         """Ask whose token it is; see SlackTokens."""
