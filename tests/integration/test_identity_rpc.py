@@ -800,6 +800,26 @@ async def test_the_sweep_ends_the_links_of_those_who_left(
         assert await _outcome(house.token(house.event_grant())) == "USER_NOT_LINKED"
 
 
+async def test_the_platform_can_say_who_is_a_member(
+    cluster: ScratchDatabases, tmp_path: Path
+) -> None:
+    """Without a member table the platform is asked as the person, before every token."""
+    changes: dict[str, Any] = {
+        "membership_source": "platform",
+        "membership_database_url_file": None,
+        "membership_cache_seconds": 0,
+    }
+    async with open_house(cluster, tmp_path, **changes) as house:
+        await house.claim()
+        await house.redeem("user_mia", await house.code())
+        assert await _outcome(house.token(house.event_grant())) == "NO_LONGER_A_MEMBER"
+        house.manage.members.add(("northwind", "user_mia"))
+        issued = await house.token(house.event_grant())
+        assert issued.user_token not in house.manage.tokens
+        house.manage.status = 503
+        assert await _outcome(house.token(house.event_grant())) == "MEMBERSHIP_UNAVAILABLE"
+
+
 # Who may show what.
 
 

@@ -112,6 +112,13 @@ class AuthServer:
             web.get(f"{CONTROL}/secrets", self._secrets),
         ]
 
+    def find_visitor(self, request: web.Request) -> tuple[str, str] | None:
+        """Name the account of a request's session, and the organization active in it."""
+        session = self._find_session(request)
+        if session is None or session.active_organization_id is None:
+            return None
+        return session.user_id, session.active_organization_id
+
     # Pages.
 
     async def _sign_in_page(self, request: web.Request) -> web.Response:

@@ -59,7 +59,7 @@ async def running(config: Config, now: Callable[[], float] = time.time) -> Async
             config = _with_redirect(config, f"{nango_url}/oauth/callback")
         tables = await _open_tables(stack, config, directory)
         auth = _auth_server(config, directory, state, tables, now)
-        platform = _platform(config, directory, state, now)
+        platform = _platform(config, directory, auth, state, now)
         slack: SlackServer = await stack.enter_async_context(
             open_slack(
                 config,
@@ -148,11 +148,16 @@ def _auth_server(
 
 
 def _platform(
-    config: Config, directory: Directory, state: StateFile, now: Callable[[], float]
+    config: Config,
+    directory: Directory,
+    auth: AuthServer,
+    state: StateFile,
+    now: Callable[[], float],
 ) -> Platform:
     return Platform(
         directory,
         config.user_token_keys,
+        find_visitor=auth.find_visitor,
         word_delay_s=config.word_delay_s,
         saved=state.section("platform"),
         now=now,

@@ -209,6 +209,7 @@ class _Product:
             "GRANT_PUBLIC_KEYS_FILE": self._keys.public_grants,
             "USER_TOKEN_KEYS_FILE": self._keys.user_tokens,
             "DEFAULT_AGENT": _DEFAULT_AGENT,
+            "MANAGE_URL": self._urls.platform,
         }
         return self._service("identity", "interlock_identity", "serve", settings)
 

@@ -57,6 +57,8 @@ class Platform:
     """Serve the Manage API, the Run API and the control routes.
 
     Args:
+        find_visitor: Names the account and the organization of a browser's session,
+            which the Manage API takes as the auth server does.
         saved: What `snapshot` returned in an earlier run.
     """
 
@@ -65,6 +67,7 @@ class Platform:
         directory: Directory,
         keys: tuple[UserTokenKey, ...],
         *,
+        find_visitor: Callable[[web.Request], tuple[str, str] | None],
         word_delay_s: float,
         saved: dict[str, Any] | None,
         now: Callable[[], float],
@@ -74,6 +77,7 @@ class Platform:
         self._directory = directory
         self._access = Access(directory, rows.get("members"))
         self._keys = keys
+        self._find_visitor = find_visitor
         self._word_delay_s = word_delay_s
         self._now = VirtualClock(now)
         self._changed = changed
@@ -201,7 +205,7 @@ class Platform:
         """Answer a request of the Manage API, with the fault that waits for it."""
         with self._recorded(request) as record:
             try:
-                caller = self._authenticate(request, record)
+                caller = self._authenticate_manager(request, record)
                 fault = await self._meet_fault("manage", record)
                 if request.match_info.get("tenant", caller.tenant_id) != caller.tenant_id:
                     refuse(HTTPStatus.FORBIDDEN, "forbidden", "The token is of another tenant")
@@ -359,6 +363,18 @@ class Platform:
         record.tenant_id, record.user_id = caller.tenant_id, caller.user_id
         record.slack_team_id, record.slack_user_id = caller.slack_team_id, caller.slack_user_id
         return caller
+
+    def _authenticate_manager(self, request: web.Request, record: Record) -> Caller:
+        """Take a bearer token or, where none is shown, a browser's session."""
+        visitor = None if "Authorization" in request.headers else self._find_visitor(request)
+        if visitor is None:
+            return self._authenticate(request, record)
+        user_id, active = visitor
+        tenant_id = request.match_info.get("tenant", active)
+        if self._directory.find_membership(tenant_id, user_id) is None:
+            refuse(HTTPStatus.FORBIDDEN, "forbidden", "Access denied to this organization")
+        record.tenant_id, record.user_id = tenant_id, user_id
+        return Caller(user_id, tenant_id, "", "", None, None)
 
     async def _meet_fault(self, target: str, record: Record) -> Fault | None:
         """Return the fault that strikes a request later, after what it does at once."""

@@ -29,7 +29,7 @@ from interlock_identity.domain.linking import (
     emails_differ,
     mint_link_code,
 )
-from interlock_identity.domain.people import Account, Session, TenantId, UserId
+from interlock_identity.domain.people import Session, TenantId, UserId
 from interlock_identity.domain.requester import Requester, workspace_of
 from interlock_identity.domain.workspaces import Workspace, WorkspaceId, WorkspaceKey
 from interlock_identity.workspaces import WorkspaceNotFound, WorkspaceStore
@@ -348,12 +348,8 @@ class Linking:
             purpose=AdminPurpose.RESUME,
             slack_user_id=slack_user.user_id,
         )
-        event = (
-            AuditEvent("user.linked", origin, token_jti=jti, purpose=AdminPurpose.RESUME.value)
-            .of_account(Account(tenant_id, user_id))
-            .of_workspace(tenant_id, workspace.workspace_id)
-            .of_slack_user(slack_user)
-        )
+        linked = AuditEvent("user.linked", origin, user_id=user_id, token_jti=jti, purpose="resume")
+        event = linked.of_workspace(tenant_id, workspace.workspace_id).of_slack_user(slack_user)
         was_linked = await self._links.redeem_link_code(
             code_hash, session, MappingId(f"wsum_{self._new_id()}"), event
         )

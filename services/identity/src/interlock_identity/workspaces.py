@@ -313,11 +313,7 @@ class Workspaces:
         if chosen is None:
             await self._workspaces.remove_agent_default(tenant_id, workspace_id, channel_id, event)
             return
-        agent = chosen.agent
-        if not (agent.project_id and agent.agent_id) or chosen.channel_id not in {"", channel_id}:
-            raise MalformedAgentDefault
-        if not await self._agents.has_agent(proof, tenant_id, agent):
-            raise AgentNotFound
+        await self._require_agent(proof, tenant_id, channel_id, chosen)
         await self._workspaces.set_agent_default(
             tenant_id,
             workspace_id,
@@ -326,11 +322,20 @@ class Workspaces:
             replace(
                 event,
                 event="default.set",
-                project_id=agent.project_id,
-                agent_id=agent.agent_id,
+                project_id=chosen.agent.project_id,
+                agent_id=chosen.agent.agent_id,
                 purpose="grants_access" if chosen.grants_access else "",
             ),
         )
+
+    async def _require_agent(
+        self, proof: SessionProof, tenant_id: TenantId, channel_id: str, chosen: AgentDefault
+    ) -> None:
+        agent = chosen.agent
+        if not (agent.project_id and agent.agent_id) or chosen.channel_id not in {"", channel_id}:
+            raise MalformedAgentDefault
+        if not await self._agents.has_agent(proof, tenant_id, agent):
+            raise AgentNotFound
 
     async def check_operator_agent(self, session: Session, proof: SessionProof) -> None:
         """Ask the platform, as an administrator, for the operator's default agent; note the answer.

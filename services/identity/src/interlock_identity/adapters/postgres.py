@@ -15,7 +15,15 @@ from uuid import UUID
 from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from interlock_identity.adapters.postgres_audit import count, find, reading, record, transaction
+from interlock_identity.adapters.postgres_audit import (
+    RECORD,
+    alone,
+    count,
+    find,
+    record,
+    transaction,
+    values_of,
+)
 from interlock_identity.domain.agents import Agent, AgentDefault
 from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
@@ -290,11 +298,15 @@ _REMOVE_MAPPING = text(f"""
       AND (CAST(:user_id AS text) IS NULL OR inkeep_user_id = :user_id)
     RETURNING {ENDED_LINK}
 """)  # noqa: S608 - Only constants of this module are put together.
-_USE_MAPPING = text("""
-    UPDATE identity.work_app_slack_user_mappings
-    SET last_used_at = clock_timestamp(), updated_at = clock_timestamp()
-    WHERE tenant_id = :tenant_id AND id = :id
-""")
+# One statement, so that it is a transaction by itself: this is what every token waits for.
+_USE_MAPPING = text(f"""
+    WITH used AS (
+        UPDATE identity.work_app_slack_user_mappings
+        SET last_used_at = clock_timestamp(), updated_at = clock_timestamp()
+        WHERE tenant_id = :of_tenant AND id = :mapping_id
+        RETURNING 1)
+    {RECORD} FROM used
+""")  # noqa: S608 - Only constants are put together.
 _NOTE_OPERATOR_AGENT = text("""
     UPDATE identity.organization SET operator_agent = :agent, has_operator_agent = :is_there
     WHERE id = :tenant_id
@@ -318,7 +330,7 @@ class PostgresStore:
         Raises:
             DatabaseUnavailable: The database does not answer, or has no tables.
         """
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             await connection.execute(_READY)
 
     # People.
@@ -386,14 +398,14 @@ class PostgresStore:
 
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
         """Find the claim on exactly this install."""
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             row = await find(connection, _FIND_WORKSPACE, _workspace_key_values(key))
         return _workspace(row) if row else None
 
     async def get_workspace(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> Workspace:
         """Get a claim of the tenant."""
         of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             row = await find(connection, _GET_WORKSPACE, of)
         if row is None:
             raise WorkspaceNotFound
@@ -401,7 +413,7 @@ class PostgresStore:
 
     async def list_workspaces(self, tenant_id: TenantId) -> list[CountedWorkspace]:
         """List the tenant's claims, newest first."""
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             rows = await connection.execute(_LIST_WORKSPACES, {"tenant_id": tenant_id})
             return [_counted_workspace(row) for row in rows.mappings()]
 
@@ -410,7 +422,7 @@ class PostgresStore:
     ) -> list[AgentDefault]:
         """List the default agents of a workspace, the workspace's own first."""
         of = {"tenant_id": tenant_id, "workspace_id": workspace_id}
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             rows = await connection.execute(_LIST_DEFAULTS, of)
             return [
                 AgentDefault(
@@ -464,7 +476,7 @@ class PostgresStore:
     async def lacks_operator_agent(self, tenant_id: TenantId, agent: Agent) -> bool:
         """Tell whether an administrator was last seen not to see that agent."""
         of = {"tenant_id": tenant_id, "agent": _name_of(agent)}
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             return await find(connection, _LACKS_OPERATOR_AGENT, of) is not None
 
     # Links.
@@ -500,7 +512,7 @@ class PostgresStore:
 
     async def find_link_code(self, code_hash: CodeHash) -> LinkCode | None:
         """Find a code that works now."""
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             row = await find(connection, _FIND_CODE, {"code_hash": code_hash})
         return _link_code(row) if row else None
 
@@ -542,7 +554,7 @@ class PostgresStore:
 
     async def find_mapping(self, tenant_id: TenantId, slack_user: SlackUser) -> UserMapping | None:
         """Find the link of a Slack user in a tenant."""
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             row = await find(connection, _FIND_MAPPING, _slack_user_values(tenant_id, slack_user))
         return _mapping(row) if row else None
 
@@ -556,7 +568,7 @@ class PostgresStore:
             "user_enterprise_id": slack_user.enterprise_id,
             "slack_user_id": slack_user.user_id,
         }
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             row = await find(connection, _FIND_SUBJECT, of)
         if row is None:
             return None
@@ -580,7 +592,7 @@ class PostgresStore:
             "after_id": after.mapping_id if after else "",
             "limit": limit,
         }
-        async with self._reading() as connection:
+        async with self._alone() as connection:
             rows = await connection.execute(_LIST_MAPPINGS, of)
             return [_mapping(row) for row in rows.mappings()]
 
@@ -600,18 +612,15 @@ class PostgresStore:
         self, tenant_id: TenantId, mapping_id: MappingId, event: AuditEvent
     ) -> bool:
         """Note that a token is issued for a link."""
-        of = {"tenant_id": tenant_id, "id": mapping_id}
-        async with self._transaction() as connection:
-            if not await count(connection, _USE_MAPPING, of):
-                return False
-            await record(connection, event)
-            return True
+        of = {**values_of(event), "of_tenant": tenant_id, "mapping_id": mapping_id}
+        async with self._alone() as connection:
+            return await count(connection, _USE_MAPPING, of) > 0
 
     def _transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return transaction(self._engine)
 
-    def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return reading(self._engine)
+    def _alone(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return alone(self._engine)
 
 
 async def end_claim(

@@ -12,16 +12,18 @@ from interlock_chassis.database import database_errors
 from interlock_identity.domain.audit import AuditEvent
 from interlock_identity.workspaces import DatabaseUnavailable
 
-_RECORD = text("""
-    INSERT INTO identity.audit_events (
-        event, caller, rpc, request_id, grant_jti, actor_id, tenant_id, workspace_id,
-        slack_enterprise_id, slack_team_id, slack_user_id, user_id, token_jti, purpose,
-        project_id, agent_id, channel_id, outcome, count)
-    VALUES (
-        :event, :caller, :rpc, :request_id, :grant_jti, :actor_id, :tenant_id, :workspace_id,
-        :slack_enterprise_id, :slack_team_id, :slack_user_id, :user_id, :token_jti, :purpose,
-        :project_id, :agent_id, :channel_id, :outcome, :count)
-""")
+_COLUMNS = (
+    "event", "outcome", "count", "caller", "rpc", "request_id", "grant_jti", "actor_id",
+    "tenant_id", "workspace_id", "slack_enterprise_id", "slack_team_id", "slack_user_id",
+    "user_id", "token_jti", "purpose", "project_id", "agent_id", "channel_id",
+)  # fmt: skip
+RECORD = f"""
+    INSERT INTO identity.audit_events ({", ".join(_COLUMNS)})
+    SELECT {", ".join(f":{column}" for column in _COLUMNS)}
+"""
+"""Adds the record of `values_of`; a FROM clause may follow, so that it depends on something."""
+
+_RECORD = text(RECORD)
 
 
 class PostgresAuditLog:
@@ -38,12 +40,15 @@ class PostgresAuditLog:
 
 async def record(connection: AsyncConnection, *events: AuditEvent) -> None:
     """Add records to a transaction. Their time and number are the database's."""
-    rows = []
-    for event in events:
-        row = asdict(event)
-        rows.append({**row, **row.pop("origin")})
+    rows = [values_of(event) for event in events]
     if rows:
         await connection.execute(_RECORD, rows if len(rows) > 1 else rows[0])
+
+
+def values_of(event: AuditEvent) -> dict[str, Any]:
+    """Return a record's values for `RECORD`."""
+    row = asdict(event)
+    return {**row, **row.pop("origin")}
 
 
 @asynccontextmanager
@@ -59,7 +64,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Run statements that each stand alone, without a transaction around them.
 
     Raises:

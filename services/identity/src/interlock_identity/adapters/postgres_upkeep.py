@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from interlock_identity.adapters.postgres import ENDED_LINK, end_claim, remove_links
-from interlock_identity.adapters.postgres_audit import find, reading, record, transaction
+from interlock_identity.adapters.postgres_audit import alone, find, record, transaction
 from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import SlackUser
 from interlock_identity.domain.people import Account, TenantId, UserId
@@ -171,7 +171,7 @@ class PostgresUpkeep:
         The lock is the session's: it ends with the connection, whatever happens.
         """
         lock = {"name": f"upkeep:{task}"}
-        async with reading(self._engine) as connection:
+        async with alone(self._engine) as connection:
             if not await connection.scalar(_TRY_LOCK, lock):
                 yield False
                 return
@@ -193,7 +193,7 @@ class PostgresUpkeep:
             "user_id": after.user_id if after else "",
             "limit": limit,
         }
-        async with reading(self._engine) as connection:
+        async with alone(self._engine) as connection:
             rows = await connection.execute(_SEATS, of)
             return [
                 Seat(
@@ -205,7 +205,7 @@ class PostgresUpkeep:
 
     async def list_organizations(self, after: TenantId | None, limit: int) -> list[TenantId]:
         """List the organizations known here."""
-        async with reading(self._engine) as connection:
+        async with alone(self._engine) as connection:
             rows = await connection.scalars(
                 _ORGANIZATIONS, {"tenant_id": after or "", "limit": limit}
             )
@@ -292,7 +292,7 @@ class PostgresUpkeep:
 
     async def prune_audit(self, older_than: timedelta, limit: int) -> int:
         """Remove audit records of that age."""
-        async with reading(self._engine) as connection:
+        async with alone(self._engine) as connection:
             of = {"age": older_than, "limit": limit}
             removed: int = await connection.scalar(_PRUNE_AUDIT, of) or 0
             return removed
