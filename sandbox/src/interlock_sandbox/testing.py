@@ -310,7 +310,7 @@ async def slack_stage(
     """
     clock = Clock()
     async with recording_app() as app, aiohttp.ClientSession() as http:
-        config = example_config(app.url, **{"delivery_timeout_s": 0.3, **changes})
+        config = example_config(app.url, **changes)
         told = dataclasses.replace(config.app, event_subscriptions=frozenset(subscriptions))
         config = dataclasses.replace(config, app=told)
         async with running(config, clock) as urls:
