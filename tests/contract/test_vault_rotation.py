@@ -16,6 +16,7 @@ from interlock_token_vault.adapters.journal import open_journal
 from interlock_token_vault.adapters.memory import ManualClock
 from interlock_token_vault.adapters.memory_rotation import MemoryRotation
 from interlock_token_vault.adapters.postgres import PostgresStore
+from interlock_token_vault.adapters.postgres_keys import PostgresKeys
 from interlock_token_vault.adapters.postgres_rotation import PostgresRotation, open_news
 from interlock_token_vault.domain.audit import AuditEvent, Origin
 from interlock_token_vault.domain.envelope import SealedBytes, SealedToken, WrappedDek
@@ -42,6 +43,7 @@ from interlock_token_vault.domain.rotation import (
     Hindrance,
     Standing,
 )
+from interlock_token_vault.key_lifecycle import Held, KeyStore, RefreshUnsettled
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
 from interlock_token_vault.rotation_ports import (
     HeldChain,
@@ -52,7 +54,7 @@ from interlock_token_vault.rotation_ports import (
     SealedAnswer,
     SealedPair,
 )
-from interlock_token_vault.vault import DatabaseUnavailable, VaultStore
+from interlock_token_vault.vault import DatabaseUnavailable, Stop, VaultStore
 
 TEAM = InstallationKey(ClientId("client"), "A0APP", "", "T0TEAM")
 NORTHWIND = TenantId("northwind")
@@ -68,6 +70,7 @@ class Stage:
 
     store: RotationStore
     reads: VaultStore
+    keys: KeyStore
     news: News
     put: Callable[[Installation, tuple[SealedToken, ...], WrappedDek], Awaitable[None]]
     renew: Callable[[Installation, tuple[SealedToken, ...]], Awaitable[None]]
@@ -213,6 +216,7 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
         yield Stage(
             PostgresRotation(pool, journal),
             PostgresStore(pool, journal),
+            PostgresKeys(pool, None, journal),
             news,
             lambda *what: _insert(admin, *what),
             lambda *what: _renew(admin, *what),
@@ -244,7 +248,7 @@ def _memory_stage() -> Stage:
     async def advance(by: timedelta) -> None:
         clock.advance(by)
 
-    return Stage(memory, memory, memory.news, put, renew, remove, advance)
+    return Stage(memory, memory, memory, memory.news, put, renew, remove, advance)
 
 
 async def _insert(
@@ -741,6 +745,89 @@ async def test_a_pending_reinstall_pauses_the_chain(stage: Stage) -> None:
     assert refusal.value.hindrance is Hindrance.PAUSED
     await stage.remove(pending.installation_id)
     await stage.claim(chain)
+
+
+@pytest.mark.parametrize("stop", list(Stop))
+@pytest.mark.parametrize("is_everywhere", [False, True], ids=["one", "all"])
+async def test_what_is_stopped_is_not_exchanged(
+    stage: Stage, stop: Stop, is_everywhere: bool
+) -> None:
+    """Frozen or on hold, one installation or all: not listed, not leased; afterwards it is."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    assert await stage.keep(held, lease, "b", is_odd=True) is Fate.KEPT_BESIDE
+    await stage.store.give_back(lease, 1, timedelta(0), EVENT, is_doubtful=False)
+    assert (await stage.held(chain)).has_to_settle
+    where = None if is_everywhere else chain.installation_id
+    await stage.reads.stop_releases(where, stop, "why", EVENT)
+    assert not (await stage.held(chain)).has_to_settle
+    assert await stage.store.list_due(TEAM.client_id, 10) == []
+    with pytest.raises(LeaseHeld) as refusal:
+        await stage.claim(chain, is_forced=True)
+    assert refusal.value.hindrance is Hindrance.STOPPED
+    await stage.reads.resume_releases(where, stop, EVENT)
+    assert await stage.store.list_due(TEAM.client_id, 10) == [chain]
+    await stage.claim(chain)
+
+
+async def test_an_answer_to_what_was_stopped_meanwhile_is_kept(stage: Stage) -> None:
+    """A freeze forbids to ask Slack, and loses nothing that Slack has answered."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.reads.stop_releases(None, Stop.FROZEN, "a leak", EVENT)
+    assert await stage.keep(held, lease, "b") is Fate.STORED
+
+
+async def _reseal(stage: Stage, chain: Chain) -> None:
+    """Give an installation a new data key, as `rotate-dek` and `rekey` do."""
+    before = await stage.keys.find_held(chain.installation_id)
+    assert before is not None
+    wrapped = replace(before.wrapped, dek_id=DekId(uuid4()))
+    tokens = tuple(replace(each, dek_id=wrapped.dek_id) for each in before.tokens)
+    await stage.keys.reseal(before, Held(before.installation, tokens, wrapped), EVENT)
+
+
+async def test_a_data_key_stays_while_an_answer_may_come(stage: Stage) -> None:
+    """From the lease to the answer, and in doubt after it, the key is not replaced."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    with pytest.raises(RefreshUnsettled):
+        await _reseal(stage, chain)
+    await stage.advance(LEASE + MINUTE)
+    with pytest.raises(RefreshUnsettled):
+        await _reseal(stage, chain)
+    assert await stage.keep(held, lease, "b") is Fate.STORED
+    await _reseal(stage, chain)
+    assert (await stage.held(chain)).state.refresh_ref == "b" * 31 + "e"
+
+
+async def test_a_data_key_stays_while_another_pair_may_be_the_living_one(stage: Stage) -> None:
+    """A pair beside holds the key until the chain has moved on; then it goes with the key."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.keep(held, lease, "b")
+    assert await stage.keep(held, lease, "c") is Fate.KEPT_BESIDE
+    with pytest.raises(RefreshUnsettled):
+        await _reseal(stage, chain)
+    beside = (await stage.held(chain)).state.candidate_refs
+    await stage.store.mark_probed(chain, beside, EVENT)
+    with pytest.raises(RefreshUnsettled):
+        await _reseal(stage, chain)
+    held, lease = await stage.claim(chain, is_forced=True)
+    await stage.keep(held, lease, "d")
+    assert (await stage.held(chain)).state.candidate_refs == beside
+    await _reseal(stage, chain)
+    assert (await stage.held(chain)).candidates == ()
+
+
+async def test_a_lasting_token_that_was_not_exchanged_holds_no_data_key(stage: Stage) -> None:
+    """Nobody comes round for it: what Slack refused to exchange once is left as it was."""
+    chain = await stage.install(expires_in=None)
+    _, lease = await stage.claim(chain, is_forced=True)
+    with pytest.raises(RefreshUnsettled):
+        await _reseal(stage, chain)
+    await stage.store.give_back(lease, 1, timedelta(0), EVENT, is_doubtful=False)
+    await _reseal(stage, chain)
 
 
 async def test_lasting_tokens_are_listed_in_order(stage: Stage) -> None:

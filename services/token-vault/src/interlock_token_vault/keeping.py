@@ -351,7 +351,7 @@ class Keeper:
     async def _try_to_settle(self, chain: Chain) -> None:
         try:
             held = await self._store.find_chain(chain)
-            if held is not None and held.candidates:
+            if held is not None and held.has_to_settle:
                 await self.settle(held)
         except ServiceError as error:
             # The candidate is marked as not probed; whoever comes round tries again.

@@ -67,6 +67,13 @@ class RewrapRunning(ServiceError):
     reason = "REWRAP_RUNNING"
 
 
+class RefreshUnsettled(ServiceError):
+    """A refresh of its Slack tokens is under way, or not settled; try again later."""
+
+    kind = Kind.LOST_RACE
+    reason = "REFRESH_UNSETTLED"
+
+
 class ScannerMissing(ServiceError):
     """The vault was not given the role that walks all data keys."""
 
@@ -230,8 +237,12 @@ class KeyStore(Protocol):
     async def reseal(self, before: Held, after: Held, event: AuditEvent) -> None:
         """Put newly sealed tokens, and their key, in the place of what they were made of.
 
+        Pairs kept beside a chain that has moved on since go with the old key.
+
         Raises:
             StaleGeneration: It changed meanwhile.
+            RefreshUnsettled: A pair that Slack may go on with is, or is about to be,
+                sealed under the old key.
             EnterpriseInstalled: The new name is taken.
         """
         ...
@@ -375,6 +386,7 @@ class KeyLifecycle:
         Raises:
             InstallationNotFound: It is not active.
             StaleGeneration: It changed meanwhile.
+            RefreshUnsettled: As KeyStore.
             CannotOpen, KekDisabled: What is stored does not open; nothing is written.
         """
         before = await self._get_held(installation_id)
@@ -394,7 +406,8 @@ class KeyLifecycle:
         Raises:
             NotInEnterprise: Slack says otherwise, or no longer takes the token.
             EnterpriseInstalled: The new name has an installation already.
-            InstallationNotFound, StaleGeneration, CannotOpen, KekDisabled: As rotate_dek.
+            InstallationNotFound, StaleGeneration, RefreshUnsettled, CannotOpen,
+                KekDisabled: As rotate_dek.
             SlackUnavailable: Slack does not answer.
         """
         before = await self._get_held(installation_id)

@@ -178,7 +178,7 @@ class Rotating:
 
     async def _refresh(self, chain: Chain, refused_generation: int) -> Outcome:
         held = await self._store.find_chain(chain)
-        if held is not None and not all(each.is_probed for each in held.candidates):
+        if held is not None and held.has_to_settle:
             await self._settle(held)
             held = await self._store.find_chain(chain)
         if held is None or held.refresh is None:

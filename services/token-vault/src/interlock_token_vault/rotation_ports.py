@@ -125,6 +125,12 @@ class HeldChain:
     candidates: tuple[Candidate, ...]
     at: datetime
 
+    @property
+    def has_to_settle(self) -> bool:
+        """Whether `auth.test` is to be asked which pair to serve, and may be."""
+        is_open = not all(each.is_probed for each in self.candidates)
+        return is_open and not self.facts.is_stopped
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -161,7 +167,8 @@ class RotationStore(Protocol):
     async def list_due(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
         """List chains that should be looked at, those that end first before the others.
 
-        Due ones that nothing hinders, and those with a candidate to probe.
+        Due ones that nothing hinders, and those with a candidate to probe; none
+        whose tokens are frozen or on hold.
         """
         ...
 

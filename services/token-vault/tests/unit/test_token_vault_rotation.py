@@ -47,7 +47,7 @@ DEK = DekId(UUID(int=1))
 BOT = Chain(InstallationId(UUID(int=2)))
 KEY = InstallationKey(ClientId("client"), "A0APP", "E0GRID", "T0TEAM")
 STATE = ChainState(3, 2, TokenRef("r3"), "r2", DEK)
-FREE = ClaimFacts(is_leased=False, is_due=True, is_resting=False, is_paused=False)
+FREE = ClaimFacts(is_leased=False, is_due=True, is_resting=False, is_paused=False, is_stopped=False)
 ANSWER = AnswerFacts(3, TokenRef("r3"), TokenRef("new"), DEK, is_odd=False, is_doubtful=False)
 GOOD = RefreshAnswer(
     Secret("access"), Secret("refresh"), 43_200, "bot", "A0APP", "T0TEAM", "E0GRID"
@@ -64,6 +64,7 @@ GOOD = RefreshAnswer(
         (STATE, replace(FREE, is_due=False), Hindrance.NOT_DUE),
         (STATE, replace(FREE, is_resting=True), Hindrance.RESTING),
         (STATE, replace(FREE, is_paused=True), Hindrance.PAUSED),
+        (STATE, replace(FREE, is_stopped=True), Hindrance.STOPPED),
         (replace(STATE, standing=Standing.NEEDS_REINSTALL), FREE, Hindrance.NEEDS_REINSTALL),
         (replace(STATE, standing=Standing.SENT), replace(FREE, is_due=False), None),
         (replace(STATE, standing=Standing.DOUBTED), replace(FREE, is_due=False), None),

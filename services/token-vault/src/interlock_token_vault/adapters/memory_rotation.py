@@ -34,6 +34,7 @@ from interlock_token_vault.domain.rotation import (
     jitter_of,
     judge_answer,
 )
+from interlock_token_vault.key_lifecycle import Held, RefreshUnsettled
 from interlock_token_vault.rotation_ports import (
     Bell,
     Candidate,
@@ -235,6 +236,18 @@ class MemoryRotation(MemoryStore):
             self._append([event])
             self.news.ring(lease.chain.installation_id)
 
+    async def reseal(self, before: Held, after: Held, event: AuditEvent) -> None:
+        """Put newly sealed tokens in place; see KeyStore."""
+        installation_id = after.installation.id
+        users = {token.user_id for token in self.tokens.get(installation_id, ())}
+        held = [self._held(Chain(installation_id, user_id)) for user_id in users]
+        if any(_is_moving(each) for each in held if each is not None):
+            raise RefreshUnsettled
+        await super().reseal(before, after, event)
+        for each in held:
+            if each is not None:
+                self._fresh_row(each).candidates = []
+
     # Looking at it.
 
     def holder(self, chain: Chain) -> int:
@@ -291,6 +304,7 @@ class MemoryRotation(MemoryStore):
                 is_due=_is_due(access, chain, now),
                 is_resting=row.not_before is not None and row.not_before > now,
                 is_paused=self._is_paused(installation),
+                is_stopped=self._stop_of(installation.id) is not None,
             ),
             access=access,
             refresh=refresh,
@@ -372,10 +386,19 @@ def _is_due(access: SealedToken, chain: Chain, now: datetime) -> bool:
     )
 
 
+def _is_moving(held: HeldChain) -> bool:
+    """Tell whether a pair that Slack may go on with is not, or not certainly, the stored one."""
+    is_running = held.state.is_unsettled and (held.refresh is not None or held.facts.is_leased)
+    return is_running or any(
+        not each.is_probed or each.pair.access.generation >= held.state.generation
+        for each in held.candidates
+    )
+
+
 def _is_to_be_looked_at(held: HeldChain) -> bool:
-    if any(not each.is_probed for each in held.candidates):
-        return True
     facts = held.facts
+    if held.has_to_settle or facts.is_stopped:
+        return not facts.is_stopped
     is_due = facts.is_due or held.state.is_unsettled
     is_free = is_due and not (facts.is_leased or facts.is_resting or facts.is_paused)
     return is_free and held.state.standing is not Standing.NEEDS_REINSTALL

@@ -30,6 +30,7 @@ from interlock_token_vault.key_lifecycle import (
     EnterpriseInstalled,
     Held,
     HeldDek,
+    RefreshUnsettled,
     RewrapRunning,
     ScannerMissing,
     SlackPlace,
@@ -152,7 +153,8 @@ class PostgresKeys:
                 raise StaleGeneration
             # What Slack answers meanwhile is sealed under the key that would go.
             if await connection.fetchval(query("is_chain_moving"), installation_id):
-                raise StaleGeneration
+                raise RefreshUnsettled
+            await connection.execute(query("delete_candidates"), installation_id)
             await connection.execute(query("delete_tokens"), installation_id)
             await connection.execute(query("delete_deks"), installation_id)
             try:

@@ -383,6 +383,7 @@ async def _find(connection: Connection, chain: Chain) -> HeldChain | None:
             is_due=row["is_due"],
             is_resting=row["is_resting"],
             is_paused=row["is_paused"],
+            is_stopped=row["is_stopped"],
         ),
         access=_token(chain, row, TokenSlot.ACCESS),
         refresh=_token(chain, row, TokenSlot.REFRESH) if row["refresh_ref"] else None,

@@ -218,9 +218,24 @@ SELECT * FROM vault.sealed_token WHERE installation_id = $1 ORDER BY kind, slot,
 DELETE FROM vault.sealed_token WHERE installation_id = $1;
 
 -- name: is_chain_moving
+-- A pair beside that is of the chain's generation may be the one that Slack goes on with.
 SELECT EXISTS (
-    SELECT FROM vault.rotation WHERE installation_id = $1 AND standing = 'sent'
-) OR EXISTS (SELECT FROM vault.candidate_token WHERE installation_id = $1);
+    SELECT FROM vault.chain c
+    WHERE c.installation_id = $1 AND (
+        c.standing IN ('sent', 'doubted') AND (c.is_rotating OR c.lease_until > clock_timestamp())
+        OR EXISTS (
+            SELECT FROM vault.candidate_token k
+            JOIN vault.sealed_token t ON t.installation_id = k.installation_id
+                AND t.kind = k.kind AND t.user_id = k.user_id AND t.slot = 'access'
+            WHERE k.installation_id = c.installation_id AND k.kind = c.kind
+                AND k.user_id = c.user_id AND k.lineage = c.lineage
+                AND (NOT k.is_probed OR k.generation >= t.generation)
+        )
+    )
+);
+
+-- name: delete_candidates
+DELETE FROM vault.candidate_token WHERE installation_id = $1;
 
 -- name: set_enterprise
 UPDATE vault.installation SET enterprise_id = $2 WHERE installation_id = $1;
@@ -327,7 +342,12 @@ SELECT i.*, clock_timestamp() AS read_at,
             <= clock_timestamp(),
         false
     ) AS is_due,
-    vault.is_reinstall_pending(i.installation_id, $6) AS is_paused
+    vault.is_reinstall_pending(i.installation_id, $6) AS is_paused,
+    EXISTS (
+        SELECT FROM vault.freeze z
+        WHERE z.installation_id = i.installation_id
+            OR z.installation_id = '00000000-0000-0000-0000-000000000000'
+    ) AS is_stopped
 FROM vault.installation i
 JOIN vault.sealed_token a ON a.installation_id = i.installation_id AND a.slot = 'access'
     AND a.kind = $2 AND a.user_id = $3

@@ -151,15 +151,20 @@ class Hindrance(Enum):
     NEEDS_REINSTALL = "needs_reinstall"
     """There is nothing left to exchange."""
 
+    STOPPED = "stopped"
+    """Its tokens are frozen or on hold: they are not used, for a refresh no more than
+    for a release."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimFacts:
-    """What the database's clock says of a chain."""
+    """What the database says of a chain, by its clock."""
 
     is_leased: bool
     is_due: bool
     is_resting: bool
     is_paused: bool
+    is_stopped: bool
 
 
 def find_hindrance(
@@ -171,20 +176,21 @@ def find_hindrance(
         state: What is stored.
         generation: What the wisher has looked at.
         refresh_ref: As `generation`.
-        facts: What the database's clock says.
+        facts: What the database says.
         is_forced: Slack refused the access token, so that it is due whatever its end.
     """
-    if (state.generation, state.refresh_ref) != (generation, refresh_ref):
-        return Hindrance.CHANGED
-    if state.standing is Standing.NEEDS_REINSTALL:
-        return Hindrance.NEEDS_REINSTALL
-    if facts.is_leased:
-        return Hindrance.LEASED
-    if not facts.is_due and not is_forced and not state.is_unsettled:
-        return Hindrance.NOT_DUE
-    if facts.is_resting:
-        return Hindrance.RESTING
-    return Hindrance.PAUSED if facts.is_paused else None
+    is_changed = (state.generation, state.refresh_ref) != (generation, refresh_ref)
+    is_wanted = facts.is_due or is_forced or state.is_unsettled
+    in_the_way = (
+        (is_changed, Hindrance.CHANGED),
+        (state.standing is Standing.NEEDS_REINSTALL, Hindrance.NEEDS_REINSTALL),
+        (facts.is_stopped, Hindrance.STOPPED),
+        (facts.is_leased, Hindrance.LEASED),
+        (not is_wanted, Hindrance.NOT_DUE),
+        (facts.is_resting, Hindrance.RESTING),
+        (facts.is_paused, Hindrance.PAUSED),
+    )
+    return next((hindrance for is_there, hindrance in in_the_way if is_there), None)
 
 
 # What becomes of an answer.
