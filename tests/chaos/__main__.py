@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.chaos.rotation_kills import kill_everywhere
+from tests.chaos.rotation_processes import play_all
 from tests.chaos.rotation_sim import Report, retrace, run
 
 _SCHEDULES = 100_000
@@ -60,7 +61,20 @@ def rotation_kills(_: int | None) -> bool:
     return not any(broken.values())
 
 
-FAULTS: Mapping[str, Fault] = {"rotation": rotation, "rotation-kills": rotation_kills}
+def rotation_processes(_: int | None) -> bool:
+    """Have real vault processes race, stand still, and lose Postgres and Slack's replies."""
+
+    def tell(scene: str, broken: list[str]) -> None:
+        print(f"rotation-processes: {scene}: {'; '.join(broken) or 'held'}", flush=True)  # noqa: T201 - As above.
+
+    return asyncio.run(play_all(tell))
+
+
+FAULTS: Mapping[str, Fault] = {
+    "rotation": rotation,
+    "rotation-kills": rotation_kills,
+    "rotation-processes": rotation_processes,
+}
 
 
 def main(arguments: list[str]) -> int:
