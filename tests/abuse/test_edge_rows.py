@@ -749,7 +749,7 @@ async def test_a_redeem_from_elsewhere_links_nothing(
     headers = None if "csrf" in wrong else wrong
     changed = fields | {"csrf": wrong.get("csrf", fields["csrf"])}
     assert (await site.post(REDEEM, changed, "ann", headers, link=cookie)).status == 403
-    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 303
 
 
 @row("LK-04")
@@ -784,7 +784,7 @@ async def test_a_used_code_looks_like_an_unknown_one(site: Site, row_id: str) ->
     """410 with the same text, also for somebody else."""
     site.identity.offers[CODE] = link_offer()
     fields, cookie = await link_form(site)
-    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 303
     used, unknown = await _spent(site, "bob"), await site.get(LINK, "bob", link="u" * 43)
     assert used.status == unknown.status == 410
     assert without_id(used) == without_id(unknown)
@@ -812,15 +812,15 @@ async def test_a_malformed_code_looks_like_an_unknown_one(site: Site, row_id: st
 
 @row("LK-08")
 async def test_fifty_redeems_are_one_link(site: Site, row_id: str) -> None:
-    """One 200; the others are 410, or 429 where the session was too fast."""
+    """One link; the others are 410, or 429 where the session was too fast."""
     site.identity.offers[CODE] = link_offer()
     fields, cookie = await link_form(site)
     answers = await asyncio.gather(
         *(site.post(REDEEM, fields, "ann", link=cookie) for _ in range(50))
     )
     statuses = [each.status for each in answers]
-    assert statuses.count(200) == 1
-    assert set(statuses) <= {200, 410, 429}
+    assert statuses.count(303) == 1
+    assert set(statuses) <= {303, 410, 429}
     assert site.worker.resumed == ["resume-grant"]
 
 
@@ -831,7 +831,7 @@ async def test_a_member_of_another_tenant_links_nothing(site: Site, row_id: str)
     assert (await site.get(LINK, "eve", link=CODE)).status == 403
     assert site.audited("link_of_other_tenant_refused") == 1
     fields, cookie = await link_form(site)
-    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 303
 
 
 @row("LK-10")
@@ -842,7 +842,7 @@ async def test_a_link_to_another_account_stands(site: Site, row_id: str) -> None
     site.identity.fail["redeem"] = refusal(Kind.CONFLICT, "USER_LINKED_ELSEWHERE")
     assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 409
     del site.identity.fail["redeem"]
-    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 303
 
 
 @row("LK-11")
@@ -878,7 +878,7 @@ async def test_a_cookie_from_before_the_sign_in_redeems_nothing(site: Site, row_
     _, of_bob = await link_form(site, who="bob")
     assert (await site.post(REDEEM, fields, "ann", link=of_bob)).status == 403
     answer = await site.post(REDEEM, fields, "ann", link=renewed)
-    assert (answer.status, answer.cookie("link")) == (200, '""')
+    assert (answer.status, answer.cookie("link")) == (303, '""')
 
 
 @row("LK-14")

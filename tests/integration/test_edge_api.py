@@ -53,6 +53,7 @@ ROUTES = {
     ("GET", f"{BASE}/openapi.json"): "none",
     ("GET", f"{BASE}/link"): "link cookie",
     ("POST", f"{BASE}/link/redeem"): "link cookie",
+    ("GET", f"{BASE}/link/done"): "link cookie",
     ("GET", f"{BASE}/oauth_redirect"): "install cookie",
     ("GET", f"{BASE}/install"): "session",
     ("POST", f"{BASE}/install"): "form",

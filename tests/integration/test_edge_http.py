@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import aiohttp
 import asyncpg
@@ -34,6 +35,7 @@ from tests.support.edge_site import (
     INSTALL,
     KEYS,
     LINK,
+    LINKED,
     OTHER_CODE,
     PUBLIC,
     REDEEM,
@@ -417,8 +419,14 @@ async def test_other_methods_are_refused_without_an_echo(site: Site, method: str
 
 async def test_every_page_forbids_what_it_does_not_need(site: Site) -> None:
     """LK-02: no store, no referrer, no frame, no foreign resource, no script at all."""
-    for path in (HOME, INSTALL, LINK, "/nowhere"):
-        answer = await site.get(path)
+    _, _, receipt = await _link(site)
+    site.identity.offers[CODE] = link_offer()
+    for answer in (
+        *[await site.get(path) for path in (HOME, INSTALL, LINK, "/nowhere")],
+        await site.get(HOME, "ann"),
+        await site.get(LINK, "ann", link=CODE),
+        await site.get(LINKED, "ann", linked=receipt),
+    ):
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
@@ -696,13 +704,69 @@ async def test_linking_names_both_sides_links_once_and_resumes_the_question(site
         assert name in page.text
     fields, cookie = {"csrf": page.form_token(), "confirm": "yes"}, page.cookie("link")
     answer = await site.post(REDEEM, fields, "ann", link=cookie)
-    assert answer.status == 200
-    assert "being answered" in answer.text
+    assert (answer.status, answer.location) == (303, LINKED)
     assert answer.cookie("link") == '""'
+    result = await site.get(LINKED, "ann", linked=answer.cookie("linked"))
+    assert result.status == 200
+    for text in ("You are linked", "being answered", "Acme Slack", "U0ANN", "ann@acme.example"):
+        assert text in result.text
     assert site.worker.resumed == ["resume-grant"]
     again = await site.post(REDEEM, fields, "ann", link=cookie)
     assert again.status == 410
     assert site.worker.resumed == ["resume-grant"]
+
+
+async def _link(site: Site) -> tuple[dict[str, str], str, str]:
+    """Link; return the form that was sent, the cookie that went with it, and the receipt."""
+    site.identity.offers[CODE] = link_offer()
+    fields, cookie = await link_form(site)
+    answer = await site.post(REDEEM, fields, "ann", link=cookie)
+    assert answer.status == 303
+    return fields, cookie, answer.cookie("linked")
+
+
+async def test_reload_back_and_a_second_click_lead_to_the_result(site: Site) -> None:
+    """Whatever the browser asks for again after a link, it is told what came of it."""
+    fields, cookie, receipt = await _link(site)
+    before = site.identity.described
+    for _ in range(2):
+        assert (await site.get(LINKED, "ann", linked=receipt)).status == 200
+    ways_back = [
+        await site.get(LINK, "ann", linked=receipt),
+        await site.get(LINK, "ann", linked=receipt, link=cookie),
+        await site.post(REDEEM, fields, "ann", linked=receipt),
+        await site.post(REDEEM, fields, "ann", linked=receipt, link=cookie),
+    ]
+    assert [(each.status, each.location) for each in ways_back] == [(303, LINKED)] * 4
+    assert site.identity.described == before
+    assert site.worker.resumed == ["resume-grant"]
+
+
+async def test_a_receipt_hides_no_other_link(site: Site) -> None:
+    """Another link of the same browser is asked about, and another dead one is dead."""
+    _, _, receipt = await _link(site)
+    site.identity.offers[OTHER_CODE] = link_offer(slack_user_id="U0TWO")
+    page = await site.get(LINK, "ann", linked=receipt, link=OTHER_CODE)
+    assert (page.status, "U0TWO" in page.text) == (200, True)
+    dead = await site.get(LINK, "ann", linked=receipt, link="d" * 43)
+    assert dead.status == 410
+
+
+async def test_a_receipt_is_of_one_session_and_ends_with_the_link(site: Site) -> None:
+    """Somebody else's, a forged or an absent one shows nothing; unlinking takes it away."""
+    _, _, receipt = await _link(site)
+    for who, shown in (("bob", receipt), ("ann", ""), ("ann", f"A{receipt}"), ("ann", "x.y")):
+        answer = await site.get(LINKED, who, linked=shown)
+        assert (answer.status, "U0ANN" in answer.text) == (400, False)
+    signed_out = await site.get(LINKED, linked=receipt)
+    assert signed_out.location == f"{AUTH}/sign-in?callbackURL={quote(PUBLIC + LINKED, safe='')}"
+    site.identity.mappings = [user_mapping()]
+    page = await site.get(f"{HOME}workspaces/wsw_1", "ann")
+    token = page.form_token()
+    unlinked = await site.post(
+        f"{HOME}workspaces/wsw_1/unlink?mapping=wsum_1", {"csrf": token}, "ann"
+    )
+    assert unlinked.cookie("linked") == '""'
 
 
 async def test_a_worker_that_cannot_be_asked_costs_nothing(site: Site) -> None:
@@ -711,8 +775,8 @@ async def test_a_worker_that_cannot_be_asked_costs_nothing(site: Site) -> None:
     site.worker.fail = refusal(Kind.UNAVAILABLE, "PEER_UNAVAILABLE")
     fields, cookie = await link_form(site)
     answer = await site.post(REDEEM, fields, "ann", link=cookie)
-    assert answer.status == 200
-    assert "in a moment" in answer.text
+    result = await site.get(LINKED, "ann", linked=answer.cookie("linked"))
+    assert "in a moment" in result.text
 
 
 async def test_nothing_is_linked_without_the_confirmation(site: Site) -> None:
@@ -732,7 +796,35 @@ async def test_differing_addresses_are_confirmed_apart(site: Site) -> None:
     assert answer.status == 422
     assert "both addresses" in answer.text
     fields = {"csrf": answer.form_token(), "confirm": "yes", "emails_differ": "yes"}
-    assert (await site.post(REDEEM, fields, "ann", link=answer.cookie("link"))).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=answer.cookie("link"))).status == 303
+
+
+@pytest.mark.parametrize(
+    ("slack_email", "emails_differ", "advice"),
+    [
+        ("other@mail.example", True, "the account that has the Slack user"),
+        ("", False, "must be allowed to see e-mail addresses"),
+        ("ann@acme.example", False, "Verify it"),
+    ],
+    ids=["another", "unknown", "unverified"],
+)
+async def test_a_tenants_rule_about_addresses_is_told_before_the_form(
+    site: Site, slack_email: str, advice: str, *, emails_differ: bool
+) -> None:
+    """No button that would be refused; a form from before the rule is told the same."""
+    site.identity.offers[CODE] = link_offer()
+    fields, cookie = await link_form(site)
+    site.identity.offers[CODE] = link_offer(
+        slack_email=slack_email, emails_differ=emails_differ, is_email_refused=True
+    )
+    page = await site.get(LINK, "ann", link=CODE)
+    sent = await site.post(REDEEM, fields | {"emails_differ": "yes"}, "ann", link=cookie)
+    for answer in (page, sent):
+        assert answer.status == 403
+        assert "These addresses do not match" in answer.text
+        assert advice in answer.text
+        assert "<form" not in answer.text
+    assert CODE in site.identity.offers
 
 
 async def test_only_the_link_that_was_shown_is_redeemed(site: Site) -> None:
@@ -775,6 +867,22 @@ async def test_guessing_links_is_slowed_down(site: Site) -> None:
     answers = [await site.post(REDEEM, fields, "ann", link=cookie) for _ in range(11)]
     assert [each.status for each in answers] == [410] * 10 + [429]
     assert answers[-1].headers["Retry-After"] == "60"
+
+
+async def test_replicas_count_together(cluster: ScratchDatabases) -> None:
+    """Whoever changes to another replica after ten tries has had ten tries there, too."""
+    urls = await cluster.database(DATABASE)
+    async with (
+        serving(urls.roles[EDGE_ROLE]) as one,
+        serving(urls.roles[EDGE_ROLE]) as two,
+    ):
+        one.identity.offers[CODE] = link_offer()
+        fields, cookie = await link_form(one)
+        del one.identity.offers[CODE]
+        replicas = [one, two] * 5 + [two]
+        answers = [await each.post(REDEEM, fields, "ann", link=cookie) for each in replicas]
+        assert [each.status for each in answers] == [410] * 10 + [429]
+        assert answers[-1].headers["Retry-After"] == "60"
 
 
 async def test_names_from_slack_are_shown_and_not_interpreted(site: Site) -> None:

@@ -40,6 +40,8 @@ from interlock_tokens.keysets import generate_ed25519_key
 APP = "A0INTERLOCK"
 SIGNING_SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
 DAY = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
+# What an answer of identity may take when it need not ask the agents platform.
+SECONDS_WITHOUT_PLATFORM = 5
 PROOF = SessionProof(Secret("better-auth.session_token=ann"), "192.0.2.1")
 
 
@@ -91,6 +93,7 @@ class _Sessions(identity_pb2_grpc.SessionServiceServicer):
 
     async def IssueInstallGrant(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         assert request.source == identity_pb2.INSTALL_SOURCE_DIRECT
+        assert context.time_remaining() > SECONDS_WITHOUT_PLATFORM
         return identity_pb2.IssueInstallGrantResponse(grant="install-grant", tenant_id="acme")
 
 
@@ -104,6 +107,7 @@ class _Workspaces(identity_pb2_grpc.WorkspaceServiceServicer):
         return identity_pb2.GetAgentDefaultsResponse(defaults=[default])
 
     async def SetAgentDefault(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        assert context.time_remaining() > SECONDS_WITHOUT_PLATFORM
         if not request.HasField("agent_default"):
             return identity_pb2.SetAgentDefaultResponse()
         assert request.agent_default.channel_id == request.channel_id == "C0GENERAL"
@@ -119,6 +123,7 @@ class _Links(identity_pb2_grpc.LinkServiceServicer):
             slack_display_name="ann",
             slack_email="ann@acme.example",
             emails_differ=True,
+            email_refused=True,
             expires_at=_stamp(),
         )
 
@@ -312,6 +317,7 @@ async def test_identity_is_asked_with_the_cookie_itself(peers: Peers) -> None:
         assert await identity.issue_install_grant(PROOF, "a" * 64) == Secret("install-grant")
         offer = await identity.describe_link_code(PROOF, Secret("c" * 43))
         assert (offer.emails_differ, offer.expires_at) == (True, DAY)
+        assert offer.is_email_refused
         with pytest.raises(RemoteError) as mismatch:
             await identity.redeem_link_code(
                 PROOF, Secret("c" * 43), email_difference_confirmed=False

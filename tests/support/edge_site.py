@@ -59,6 +59,7 @@ INSTALL = "/work-apps/slack/install"
 CALLBACK = "/work-apps/slack/oauth_redirect"
 LINK = "/work-apps/slack/link"
 REDEEM = "/work-apps/slack/link/redeem"
+LINKED = "/work-apps/slack/link/done"
 EVENTS = "/work-apps/slack/events"
 CODE = "L" * 43
 OTHER_CODE = "M" * 43
@@ -179,6 +180,8 @@ class FakeIdentity:
         """Spend a code."""
         offer = await self.describe_link_code(proof, code)
         self._fail("redeem")
+        if offer.is_email_refused:
+            raise refusal(Kind.FORBIDDEN, "EMAIL_MUST_MATCH")
         if offer.emails_differ and not email_difference_confirmed:
             raise refusal(Kind.PRECONDITION, "EMAIL_MISMATCH")
         del self.offers[code.reveal()]
@@ -512,7 +515,15 @@ def link_offer(**changes: Any) -> LinkOffer:
     """Make what identity says about a link code."""
     later = datetime.now(UTC) + timedelta(hours=1)
     return replace(
-        LinkOffer(ACME, "U0ANN", "ann", "ann@acme.example", emails_differ=False, expires_at=later),
+        LinkOffer(
+            ACME,
+            "U0ANN",
+            "ann",
+            "ann@acme.example",
+            emails_differ=False,
+            expires_at=later,
+            is_email_refused=False,
+        ),
         **changes,
     )
 

@@ -204,10 +204,12 @@ class LinkOffer:
 
     Attributes:
         emails_differ: Whether the two addresses are known to be different.
+        is_email_refused: Whether the tenant's rule forbids these two, whatever is confirmed.
     """
 
     code: LinkCode
     emails_differ: bool
+    is_email_refused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,6 @@ class Linking:
             RoleNotSufficient: The person's role allows nothing.
             LinkCodeSpent: The code does not work.
             NotYourTenant: It is of another tenant's workspace.
-            EmailMustMatch: The tenant allows no other address than the Slack user's.
             DatabaseUnavailable: The database does not answer.
         """
         session.require_member()
@@ -304,9 +305,11 @@ class Linking:
             raise LinkCodeSpent
         if code.workspace.tenant_id != session.tenant.tenant_id:
             raise NotYourTenant
-        if not self._emails.allows(code.email, session):
-            raise EmailMustMatch
-        return LinkOffer(code, emails_differ(code.email, session.person.email))
+        return LinkOffer(
+            code,
+            emails_differ(code.email, session.person.email),
+            is_email_refused=not self._emails.allows(code.email, session),
+        )
 
     async def redeem(
         self,
@@ -331,6 +334,8 @@ class Linking:
             DatabaseUnavailable: The database does not answer.
         """
         offer = await self.describe(session, code_hash)
+        if offer.is_email_refused:
+            raise EmailMustMatch
         if offer.emails_differ and not email_difference_confirmed:
             raise EmailMismatch
         slack_user, workspace = offer.code.slack_user, offer.code.workspace

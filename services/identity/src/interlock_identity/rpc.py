@@ -274,6 +274,7 @@ class LinkRpc(services.LinkServiceServicer):
             slack_email=offer.code.email,
             emails_differ=offer.emails_differ,
             expires_at=_timestamp(offer.code.expires_at),
+            email_refused=offer.is_email_refused,
         )
 
     async def RedeemLinkCode(

@@ -28,8 +28,8 @@ from interlock_tokens.grants import AdminPurpose
 
 # A person waits for a page. Identity itself asks the auth server, within its own 5 s.
 _SECONDS = 5.0
-# Identity asks the platform about an agent before it stores it, and caps that at 10 s.
-_SETTING_SECONDS = 10.0
+# Where identity asks the platform about an agent as well, and caps itself at 10 s.
+_SECONDS_WITH_PLATFORM = 10.0
 
 _ROLES = {
     pb.ROLE_OWNER: Role.OWNER,
@@ -75,7 +75,7 @@ class GrpcIdentity:
             session=_session(proof), state_sha256=state_sha256, source=pb.INSTALL_SOURCE_DIRECT
         )
         with remote_errors():
-            answer = await self._sessions.IssueInstallGrant(request, timeout=_SECONDS)
+            answer = await self._sessions.IssueInstallGrant(request, timeout=_SECONDS_WITH_PLATFORM)
         return Secret(answer.grant)
 
     async def issue_admin_grant(
@@ -118,7 +118,7 @@ class GrpcIdentity:
             request.agent_default.agent_id = chosen.agent_id
             request.agent_default.grant_access_to_members = chosen.grants_access
         with remote_errors():
-            await self._workspaces.SetAgentDefault(request, timeout=_SETTING_SECONDS)
+            await self._workspaces.SetAgentDefault(request, timeout=_SECONDS_WITH_PLATFORM)
 
     async def describe_link_code(self, proof: SessionProof, code: Secret[str]) -> LinkOffer:
         """Say what a code would do; see `Identity`."""
@@ -132,6 +132,7 @@ class GrpcIdentity:
             slack_email=answer.slack_email,
             emails_differ=answer.emails_differ,
             expires_at=_instant(answer.expires_at),
+            is_email_refused=answer.email_refused,
         )
 
     async def redeem_link_code(

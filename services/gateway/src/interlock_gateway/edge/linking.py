@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 
 import structlog
@@ -16,7 +17,6 @@ from interlock_gateway.edge.ports import (
     Identity,
     LinkOffer,
     Person,
-    Redeemed,
     SessionProof,
     Worker,
 )
@@ -32,6 +32,9 @@ _WRONG = frozenset({"LINK_CODE_SPENT", "TOO_MANY_ATTEMPTS"})
 # Identity's codes are 43 characters of base64url; its contract takes 128.
 _CODE = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
 _MIN_CODE_CHARS, _MAX_CODE_CHARS = 16, 128
+
+# As many as a page shows; a cookie has 4 KiB.
+_MAX_NAME_CHARS = 80
 
 # Nobody mistypes a link. So many attempts without one within a minute, over everybody,
 # are somebody guessing.
@@ -53,16 +56,38 @@ class TooManyAttempts(ServiceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Linked:
-    """A link that exists now, and what became of the question behind it.
+class Receipt:
+    """What became of a link code, for the page that tells it.
+
+    The browser carries it there, so that the page can be loaded again while the
+    code cannot be redeemed again. Nothing in it is secret.
 
     Attributes:
+        code_sha256: The code, as `code_sha256` names it.
+        slack_team_id: Slack `T…`, or `E…` for an org-wide install.
+        name: The workspace's display name, at most 80 characters; untrusted text.
+        was_linked: Whether the same link existed before.
         is_answering: Whether the question that waited runs now; None when the worker
             could not be asked, whose sweep then finds the question.
     """
 
-    redeemed: Redeemed
+    code_sha256: str
+    workspace_id: str
+    slack_team_id: str
+    name: str
+    slack_user_id: str
+    was_linked: bool
     is_answering: bool | None
+
+    def to_text(self) -> str:
+        """Write it in the letters of base64url."""
+        document = json.dumps(astuple(self), separators=(",", ":"))
+        return base64.urlsafe_b64encode(document.encode()).rstrip(b"=").decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Receipt":
+        """Read what `to_text` wrote; of anything else nothing is promised."""
+        return cls(*json.loads(base64.urlsafe_b64decode(text + "==")))
 
 
 def find_link_code(text: str) -> str | None:
@@ -125,7 +150,7 @@ class Linking:
 
     async def redeem(
         self, proof: SessionProof, person: Person, code: str, *, email_difference_confirmed: bool
-    ) -> Linked:
+    ) -> Receipt:
         """Link, spend the code, and have the waiting question run.
 
         A worker that cannot be asked costs nothing but time.
@@ -145,7 +170,16 @@ class Linking:
         except ServiceError as error:
             await self._suspect(error)
             raise
-        return Linked(redeemed, await self._resume(redeemed.resume_grant))
+        workspace = redeemed.workspace
+        return Receipt(
+            code_sha256=code_sha256(code),
+            workspace_id=workspace.workspace_id,
+            slack_team_id=workspace.slack_team_id,
+            name=workspace.name[:_MAX_NAME_CHARS],
+            slack_user_id=redeemed.slack_user_id,
+            was_linked=redeemed.was_linked,
+            is_answering=await self._resume(redeemed.resume_grant),
+        )
 
     async def _resume(self, grant: Secret[str]) -> bool | None:
         try:

@@ -12,6 +12,7 @@ INSTALL = "/work-apps/slack/install"
 INSTALL_CALLBACK = "/work-apps/slack/oauth_redirect"
 LINK = "/work-apps/slack/link"
 REDEEM = "/work-apps/slack/link/redeem"
+LINKED = "/work-apps/slack/link/done"
 WORKSPACES = "/work-apps/slack/workspaces"
 STATIC = "/work-apps/slack/static"
 

@@ -154,7 +154,12 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class LinkOffer:
-    """What redeeming a link code would do."""
+    """What redeeming a link code would do.
+
+    Attributes:
+        emails_differ: Whether the two addresses are known to be different.
+        is_email_refused: Whether the tenant's rule forbids these two, whatever is confirmed.
+    """
 
     workspace: Workspace
     slack_user_id: str
@@ -162,6 +167,7 @@ class LinkOffer:
     slack_email: str
     emails_differ: bool
     expires_at: datetime
+    is_email_refused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +287,8 @@ class Identity(Protocol):
     ) -> Redeemed:
         """Link the code's Slack user to the account.
 
-        Reasons as `describe_link_code`, and USER_LINKED_ELSEWHERE, EMAIL_MISMATCH.
+        Reasons as `describe_link_code`, and USER_LINKED_ELSEWHERE, EMAIL_MISMATCH,
+        EMAIL_MUST_MATCH.
         """
         ...
 

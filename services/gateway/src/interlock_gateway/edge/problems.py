@@ -27,6 +27,13 @@ class Problem:
     text: str
 
 
+# Identity does not tell a used link from an unknown one, so one text serves both.
+_LINK_IS_OVER = (
+    "A link works once, for one hour, and a newer one replaces it. If you have just confirmed "
+    "this one, you are linked: go back to Slack. If not, mention the app there again and it "
+    "gives you a fresh one."
+)
+
 BY_REASON: Mapping[str, Problem] = MappingProxyType(
     {
         "NOT_SIGNED_IN": Problem(
@@ -190,14 +197,12 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
         "LINK_CODE_UNUSABLE": Problem(
             HTTPStatus.BAD_REQUEST,
             "This link does not work any more",
-            "A link works once, for one hour, and a newer one replaces it. Use the newest link in "
-            "Slack, or mention the app again and it gives you a fresh one.",
+            _LINK_IS_OVER,
         ),
         "LINK_CODE_SPENT": Problem(
             HTTPStatus.GONE,
             "This link does not work any more",
-            "A link works once, for one hour, and a newer one replaces it. Use the newest link in "
-            "Slack, or mention the app again and it gives you a fresh one.",
+            _LINK_IS_OVER,
         ),
         "NOT_YOUR_TENANT": Problem(
             HTTPStatus.FORBIDDEN,

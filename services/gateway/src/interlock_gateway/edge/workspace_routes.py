@@ -12,8 +12,9 @@ from aiohttp import web
 from interlock_chassis.errors import ServiceError
 from interlock_gateway.edge import paths
 from interlock_gateway.edge.administering import Administering
-from interlock_gateway.edge.browser import Browser, Visit
+from interlock_gateway.edge.browser import Browser, Visit, end_cookie
 from interlock_gateway.edge.install_routes import INSTALL_FORM
+from interlock_gateway.edge.link_routes import RECEIPT_COOKIE
 from interlock_gateway.edge.pages import Pages
 from interlock_gateway.edge.policy import Action
 from interlock_gateway.edge.ports import Page, UserMapping
@@ -137,7 +138,10 @@ class WorkspaceRoutes:
         mapping_id = request.query.get("mapping", "")
         visit = await self._browser.submission(request, _unlinking(mapping_id), Action.UNLINK)
         workspace = await self._administering.unlink(visit.proof, _id(request), mapping_id)
-        return _see_other(f"{paths.workspace(workspace.workspace_id)}?unlinked=1")
+        response = _see_other(f"{paths.workspace(workspace.workspace_id)}?unlinked=1")
+        # Back must not lead to a page that calls the person linked.
+        end_cookie(response, RECEIPT_COOKIE)
+        return response
 
     async def _uninstall(self, request: web.Request) -> web.Response:
         workspace_id = _id(request)

@@ -522,6 +522,7 @@ class DescribeLinkCodeResponse(_message.Message):
     SLACK_EMAIL_FIELD_NUMBER: _builtins.int
     EMAILS_DIFFER_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    EMAIL_REFUSED_FIELD_NUMBER: _builtins.int
     slack_user_id: _builtins.str
     """The Slack user, `U…` or `W…`."""
     slack_display_name: _builtins.str
@@ -530,6 +531,10 @@ class DescribeLinkCodeResponse(_message.Message):
     """The Slack user's e-mail address, or empty."""
     emails_differ: _builtins.bool
     """Whether the Slack user's and the account's e-mail addresses differ."""
+    email_refused: _builtins.bool
+    """Whether the tenant links equal addresses only and cannot tell these to be:
+    RedeemLinkCode then answers EMAIL_MUST_MATCH, whatever is confirmed.
+    """
     @_builtins.property
     def workspace(self) -> Global___Workspace:
         """The workspace."""
@@ -547,10 +552,11 @@ class DescribeLinkCodeResponse(_message.Message):
         slack_email: _builtins.str = ...,
         emails_differ: _builtins.bool = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        email_refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emails_differ", b"emails_differ", "expires_at", b"expires_at", "slack_display_name", b"slack_display_name", "slack_email", b"slack_email", "slack_user_id", b"slack_user_id", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email_refused", b"email_refused", "emails_differ", b"emails_differ", "expires_at", b"expires_at", "slack_display_name", b"slack_display_name", "slack_email", b"slack_email", "slack_user_id", b"slack_user_id", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

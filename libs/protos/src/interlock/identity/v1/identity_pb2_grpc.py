@@ -276,7 +276,8 @@ class LinkServiceServicer:
         code is spent. Called by edge after the person confirmed.
 
         Errors: as DescribeLinkCode; ALREADY_EXISTS USER_LINKED_ELSEWHERE;
-        FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation.
+        FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation;
+        PERMISSION_DENIED EMAIL_MUST_MATCH where the tenant allows no difference.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -116,7 +116,8 @@ class LinkServiceStub:
     code is spent. Called by edge after the person confirmed.
 
     Errors: as DescribeLinkCode; ALREADY_EXISTS USER_LINKED_ELSEWHERE;
-    FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation.
+    FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation;
+    PERMISSION_DENIED EMAIL_MUST_MATCH where the tenant allows no difference.
     """
     ListUserMappings: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListUserMappingsRequest, _identity_pb2.ListUserMappingsResponse]
     """List the linked users of a workspace. Called by edge."""
@@ -167,7 +168,8 @@ class LinkServiceServicer(metaclass=_abc_1.ABCMeta):
         code is spent. Called by edge after the person confirmed.
 
         Errors: as DescribeLinkCode; ALREADY_EXISTS USER_LINKED_ELSEWHERE;
-        FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation.
+        FAILED_PRECONDITION EMAIL_MISMATCH until the second confirmation;
+        PERMISSION_DENIED EMAIL_MUST_MATCH where the tenant allows no difference.
         """
 
     @_abc_1.abstractmethod
