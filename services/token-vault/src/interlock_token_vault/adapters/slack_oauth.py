@@ -125,7 +125,7 @@ class SlackOAuth:
             # The app's own settings are wrong: its id, secret or redirect URL.
             raise SlackAnswerUnusable(metadata=metadata) from None
         try:
-            return _exchange_answer(answer)
+            return read_exchange_answer(answer)
         except NoAnswer:
             # The token in it lives; whoever asked must know it to end it.
             return _only_token_of(answer)
@@ -247,7 +247,12 @@ def _wait_of(response: aiohttp.ClientResponse) -> timedelta | None:
     return min(timedelta(seconds=int(text)), _LONGEST_WAIT)
 
 
-def _exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
+def read_exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
+    """Read what `oauth.v2.access` answers with `ok: true`.
+
+    Raises:
+        NoAnswer: A part of it is of another type than Slack gives.
+    """
     team, enterprise = _part(answer, "team"), _part(answer, "enterprise")
     expires_in = answer.get("expires_in")
     if expires_in is not None and type(expires_in) is not int:
