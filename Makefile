@@ -78,5 +78,5 @@ sbom: setup ## List what each image is made of, as CycloneDX, into build/sbom/
 audit: setup ## Search what the images are made of for known weaknesses (needs a network)
 	@tools/supply.sh audit
 
-deploy-check: setup ## Check Dockerfile, compose file and manifests (needs kubectl)
+deploy-check: setup ## Check Dockerfile, compose file and manifests
 	@tools/deploy_check.sh

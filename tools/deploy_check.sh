@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Check what is in deploy/ without a cluster: Dockerfile, compose file, manifests.
 #
-# Checkers come from deploy/requirements-check.lock into build/deploy-check, once per lock.
+# Checkers, kubectl among them, come from deploy/requirements-check.lock into
+# build/deploy-check, once per lock.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,12 +11,10 @@ fail() { # fail MESSAGE
   exit 1
 }
 
-kubectl version --client -o json 2>/dev/null | grep -qE '"minor": "(3[2-9]|[4-9][0-9])' \
-  || fail "kubectl 1.32 or newer is missing"
-
 checkers=build/deploy-check
 tools/venv.sh "$checkers" deploy/requirements-check.lock
-"$checkers/bin/hadolint" deploy/Dockerfile
+export PATH=$PWD/$checkers/bin:$PATH
+hadolint deploy/Dockerfile
 .venv/bin/python tools/image_locks.py check
 
 # Digests and "always pull" are of whoever releases: the overlay's `images` names what runs.
@@ -24,11 +23,11 @@ for overlay in dev gke; do
   rendered=build/deploy-check/$overlay.yaml
   kubectl kustomize "deploy/kubernetes/overlays/$overlay" >"$rendered"
   # Its exit code is 0 whatever it warns of. It knows no schemas of custom resources.
-  said=$("$checkers/bin/kubernetes-validate" -k 1.36 --strict "$rendered" 2>&1) || fail "$said"
+  said=$(kubernetes-validate -k 1.36 --strict "$rendered" 2>&1) || fail "$said"
   if warned=$(grep -v '^INFO' <<<"$said" | grep -vE "find schema for kind [A-Za-z]+ with api version (cert-manager\.io|cloud\.google\.com|external-secrets\.io|monitoring\.coreos\.com|networking\.gke\.io)/"); then
     fail "$warned"
   fi
-  "$checkers/bin/checkov" --file "$rendered" --framework kubernetes --compact --quiet \
+  checkov --file "$rendered" --framework kubernetes --compact --quiet \
     --skip-download --skip-check "$skipped"
 done
 INTERLOCK_REQUIRE=kubectl .venv/bin/pytest --quiet tests/deploy/test_manifests.py
