@@ -1,9 +1,11 @@
 """The audit log out of the database: partitions, checkpoints, exports, and who tampers."""
 
+import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,10 +23,11 @@ from interlock_token_vault.adapters.checkpoints import (
     load_checkpoints,
 )
 from interlock_token_vault.adapters.rows import columns_of, query
-from interlock_token_vault.auditing import CheckpointNotWritten
+from interlock_token_vault.auditing import CheckpointNotWritten, CheckpointsUnreadable
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent, Origin
 from interlock_token_vault.domain.audit_log import ChainHead, ExportReader
 from interlock_token_vault.migrations import VAULT_ROLE
+from tests.support.bucket import ACCESS_KEY, BUCKET, serving_bucket
 
 ORIGIN = Origin(actor="gateway-worker", rpc="/x/Read")
 AN_HOUR = timedelta(hours=1)
@@ -208,6 +211,40 @@ async def test_a_vault_signs_what_it_wrote(cluster: ScratchDatabases, tmp_path: 
     heads, damaged = load_checkpoints(folder, verifier)
     assert damaged == []
     assert max(head.seq for head in heads if head.chain_id == chain) >= 5
+
+
+async def test_a_vault_signs_into_a_bucket(cluster: ScratchDatabases, tmp_path: Path) -> None:
+    """PG-08: what is signed goes to an object store, and a start is judged by what lies there.
+
+    A start while the store is away is none: an older database would go unnoticed.
+    """
+    credentials = {"access_key_id": ACCESS_KEY, "secret_access_key": "unused"}
+    async with serving_bucket() as bucket:
+        place: dict[str, Any] = {
+            "audit_checkpoint_dir": None,
+            "audit_checkpoint_url": f"s3://{BUCKET}/vault-1",
+            "audit_checkpoint_endpoint": bucket.url,
+            "audit_checkpoint_region": "eu-west-1",
+            "audit_checkpoint_credentials_file": Secret(json.dumps(credentials)),
+        }
+        async with open_house(cluster, tmp_path, **place) as house:
+            await house.install("xoxb-northwind")
+            settings = house.settings.model_copy(update={"ops_listen": "127.0.0.1:0"})
+            second = replace(house, settings=settings)
+            async with second.serving():
+                assert (await second.read(second.slack_grant())).bot_token == "xoxb-northwind"
+            (newest,) = (await second.records("token.read"))[-1:]
+            signed = f"vault-1/{newest['chain_id']}/{newest['seq']:012}.checkpoint"
+            assert signed in bucket.objects
+            bucket.refuse_with = 503
+            with pytest.raises(CheckpointsUnreadable):
+                async with second.serving():
+                    pass
+            bucket.refuse_with = 0
+            await house.admin.execute("DELETE FROM vault.audit_event WHERE action = 'token.read'")
+            async with second.serving():
+                reason = (await refusal(second.read(second.slack_grant())))[1]
+            assert reason == "ON_HOLD"
 
 
 async def test_a_full_disk_of_checkpoints_leaves_no_part_of_a_line(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Take the audit log out of the database: checkpoints each minute, exports on demand."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -37,6 +37,13 @@ class CheckpointNotWritten(ServiceError):
     reason = "CHECKPOINT_NOT_WRITTEN"
 
 
+class CheckpointsUnreadable(ServiceError):
+    """The checkpoints outside the database cannot be read."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "CHECKPOINTS_UNREADABLE"
+
+
 class TenantNotFound(ServiceError):
     """No installation of this tenant is known."""
 
@@ -56,10 +63,21 @@ class CheckpointStore(Protocol):
     """A place outside the database that only grows."""
 
     async def append(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, durably.
+        """Keep a checkpoint, durably; one that is kept already may be kept again.
 
         Raises:
             CheckpointNotWritten: It is not known to be kept.
+        """
+        ...
+
+    async def load_newest(self, is_genuine: Callable[[Checkpoint], bool]) -> Sequence[ChainHead]:
+        """Load the newest genuine checkpoint of each chain.
+
+        Args:
+            is_genuine: Judges a signature; what is forged or damaged is passed over.
+
+        Raises:
+            CheckpointsUnreadable: What is kept is not known.
         """
         ...
 
@@ -124,11 +142,13 @@ class Continuity:
 
     Args:
         source: The database.
-        load_heads: Reads the genuine checkpoints.
+        load_heads: Reads each chain's newest genuine checkpoint.
     """
 
     def __init__(
-        self, source: ContinuitySource, load_heads: Callable[[], Sequence[ChainHead]]
+        self,
+        source: ContinuitySource,
+        load_heads: Callable[[], Awaitable[Sequence[ChainHead]]],
     ) -> None:
         self._source = source
         self._load_heads = load_heads
@@ -138,12 +158,13 @@ class Continuity:
         """Look once for the newest signed records; a hold is for an operator to lift.
 
         Raises:
+            CheckpointsUnreadable: Whether the database is older is not known.
             DatabaseUnavailable: The next call tries again.
         """
         if self._is_known:
             return
         confirmed = await self._source.find_confirmed_loss()
-        for head in _newest(self._load_heads()):
+        for head in _newest(await self._load_heads()):
             if confirmed is not None and head.at <= confirmed:
                 continue
             if not await self._source.has_record(head):
@@ -157,13 +178,8 @@ class Continuity:
 
 
 def _newest(heads: Sequence[ChainHead]) -> list[ChainHead]:
-    """Choose each chain's newest head, of the chains of the last days."""
-    newest: dict[UUID, ChainHead] = {}
-    for head in heads:
-        known = newest.get(head.chain_id)
-        if known is None or known.seq < head.seq:
-            newest[head.chain_id] = head
-    in_order = sorted(newest.values(), key=lambda head: head.at, reverse=True)
+    """Choose the heads of the chains of the last days, newest first."""
+    in_order = sorted(heads, key=lambda head: head.at, reverse=True)
     return [head for head in in_order if in_order[0].at - head.at <= _MEMORY]
 
 

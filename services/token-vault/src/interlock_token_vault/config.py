@@ -47,6 +47,7 @@ _CRYPTO_KEY = re.compile(
 # Of OpenBao: names without dots at their ends, so that no path is climbed.
 _NAME = r"[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?"
 _PATH = rf"^{_NAME}(/{_NAME})*$"
+_BUCKET = rf"^((gs|s3)://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9](/{_NAME})*)?$"
 
 _NEEDED_BY = {
     "local": ("local_keyset_file",),
@@ -133,7 +134,22 @@ class VaultSettings(ServiceSettings):
     """File with the Ed25519 private key, in PEM, that signs the audit log; needed in production."""
 
     audit_checkpoint_dir: Path | None = None
-    """Folder for signed checkpoints, on another disk than the database's; needed in production."""
+    """Folder for signed checkpoints, on another disk than the database's; in production this or
+    a bucket is needed."""
+
+    audit_checkpoint_url: Annotated[str, Field(pattern=_BUCKET)] = ""
+    """Bucket for signed checkpoints in place of a folder, `gs://bucket/prefix` or
+    `s3://bucket/prefix`; give it a retention policy."""
+
+    audit_checkpoint_endpoint: HttpUrl | None = None
+    """Where the bucket's store is; none: Google's, or Amazon's."""
+
+    audit_checkpoint_region: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,32}$")] = ""
+    """Region of an `s3` bucket; empty: what the machine is told."""
+
+    audit_checkpoint_credentials_file: DocumentFile | None = None
+    """File for the bucket: of `gs` a service account's key, of `s3` JSON with `access_key_id` and
+    `secret_access_key`; none: the machine's own identity."""
 
     scanner_database_url_file: DatabaseUrlFile | None = None
     """File with the URL of the vault's database, as the role `interlock_vault_scanner`."""
@@ -165,6 +181,13 @@ class VaultSettings(ServiceSettings):
         if not value and info.field_name in _NEEDED_BY.get(info.data.get("kms", ""), ()):
             raise ValueError("required, but not set")
         return value
+
+    @field_validator("audit_checkpoint_url")
+    @classmethod
+    def _one_place(cls, url: str, info: ValidationInfo) -> str:
+        if url and info.data.get("audit_checkpoint_dir") is not None:
+            raise ValueError("must not be set beside INTERLOCK_AUDIT_CHECKPOINT_DIR")
+        return url
 
     @field_validator("gcp_kms_key")
     @classmethod

@@ -205,6 +205,9 @@ class _Kept:
             raise CheckpointNotWritten
         self.kept.append((checkpoint.head.chain_id, checkpoint.head.seq))
 
+    async def load_newest(self, _: Callable[[Checkpoint], bool]) -> list[ChainHead]:
+        raise AssertionError("not needed here")
+
 
 async def test_a_checkpoint_is_kept_of_each_chain_that_grew() -> None:
     """An idle vault writes nothing; one that could not write does so the next time."""

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from interlock_chassis.errors import ConfigError
 from interlock_chassis.secret import Secret
-from interlock_token_vault.auditing import CheckpointNotWritten
+from interlock_token_vault.auditing import CheckpointNotWritten, CheckpointsUnreadable
 from interlock_token_vault.domain.audit_log import (
     ChainHead,
     Checkpoint,
@@ -28,6 +28,7 @@ from interlock_token_vault.domain.audit_log import (
 KEY_VARIABLE = "INTERLOCK_AUDIT_CHECKPOINT_KEY_FILE"
 DIR_VARIABLE = "INTERLOCK_AUDIT_CHECKPOINT_DIR"
 _SUFFIX = ".checkpoints"
+_COPIED_SUFFIX = ".checkpoint"
 _KEY_ID_CHARS = 16
 
 
@@ -122,14 +123,29 @@ class FileCheckpoints:
         except OSError as error:
             raise CheckpointNotWritten from error
 
+    async def load_newest(self, is_genuine: Callable[[Checkpoint], bool]) -> list[ChainHead]:
+        """Load each chain's newest genuine checkpoint; see CheckpointStore."""
+        try:
+            return await asyncio.to_thread(self._load_newest, is_genuine)
+        except OSError as error:
+            raise CheckpointsUnreadable from error
+
+    def _load_newest(self, is_genuine: Callable[[Checkpoint], bool]) -> list[ChainHead]:
+        newest: list[ChainHead] = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            heads, _ = read_checkpoints(path.read_bytes(), is_genuine)
+            here = [head for head in heads if f"{head.chain_id}{_SUFFIX}" == path.name]
+            newest += [max(here, key=lambda head: head.seq)] if here else []
+        return newest
+
 
 def load_checkpoints(
     folder: Path, verifier: CheckpointVerifier
 ) -> tuple[list[ChainHead], list[str]]:
-    """Read every genuine checkpoint of a folder.
+    """Read every genuine checkpoint of a vault's folder, or of a copy of its bucket.
 
     Returns:
-        The heads, and the names of files that hold anything else.
+        The heads, and the names of files that hold anything else, or another chain.
 
     Raises:
         OSError: The folder cannot be read.
@@ -139,13 +155,17 @@ def load_checkpoints(
     for path in _files_of(folder):
         found, is_damaged = read_checkpoints(path.read_bytes(), verifier.is_genuine)
         heads += found
-        if is_damaged or any(f"{head.chain_id}{_SUFFIX}" != path.name for head in found):
-            damaged.append(path.name)
+        # A bucket has a folder a chain.
+        chain = path.stem if path.suffix == _SUFFIX else path.parent.name
+        if is_damaged or any(str(head.chain_id) != chain for head in found):
+            damaged.append(str(path.relative_to(folder)))
     return heads, damaged
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in folder.iterdir() if path.suffix == _SUFFIX))
+    # A folder that is not there is not an empty one.
+    own = [path for path in folder.iterdir() if path.suffix == _SUFFIX]
+    return iter(sorted([*own, *folder.rglob(f"*{_COPIED_SUFFIX}")]))
 
 
 def create_checkpoint_key() -> str:
