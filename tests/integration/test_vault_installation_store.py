@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from slack_sdk.oauth.installation_store import Bot, Installation
@@ -375,6 +376,100 @@ async def test_apps_keys_are_rewrapped_too(stage: Stage) -> None:
     assert (await stage.house.cli("keys", "rewrap"))[0] == 0
     stage.house.kms.disable("fake-1")
     assert await stage.bot_token() == "xoxb-1"
+
+
+async def _place_id(stage: Stage) -> str:
+    found = await stage.house.admin.fetchval("SELECT installation_id FROM vault.app_place")
+    return str(found)
+
+
+async def test_apps_data_keys_are_rotated_too(stage: Stage) -> None:
+    """A new data key seals the whole history of a place; what was sealed before opens no more."""
+    await stage.store.async_save(_installation())
+    await stage.store.async_save(_installation(user_id="U22", user_token="xoxp-2"))
+    admin = stage.house.admin
+    before = await admin.fetchval("SELECT dek_id FROM vault.wrapped_dek")
+    code, stdout, _ = await stage.house.cli(
+        "keys", "rotate-dek", "--installation", await _place_id(stage)
+    )
+    sealed = await admin.fetchval("SELECT count(*) FROM vault.app_secret")
+    assert (code, stdout) == (0, f"{sealed} tokens were sealed under a new data key.\n")
+    assert await admin.fetchval("SELECT dek_id FROM vault.wrapped_dek") != before
+    assert await stage.bot_token() == "xoxb-1"
+    for user, token in (("U11", "xoxp-1"), ("U22", "xoxp-2")):
+        found = await stage.found(user_id=user)
+        assert found is not None
+        assert found.user_token == token
+    (record,) = await stage.house.records("dek.rotated")
+    assert str(record["installation_id"]) == await _place_id(stage)
+
+
+async def test_a_rotation_meets_a_save(stage: Stage) -> None:
+    """Whichever is first, nothing that was saved is lost, and everything opens."""
+    await stage.store.async_save(_installation())
+    where = await _place_id(stage)
+    request = pb.RotateDataKeyRequest(installation_id=where)
+    outcomes: list[str] = []
+
+    async def rotate() -> None:
+        try:
+            await ask(stage.house.operator().RotateDataKey(request, timeout=10))
+        except RemoteError as error:
+            outcomes.append(error.reason)
+
+    users = [f"U3{number}" for number in range(6)]
+    saves = [stage.store.async_save(_installation(user_id=user, user_token=user)) for user in users]
+    await asyncio.gather(*saves, rotate(), rotate())
+    assert set(outcomes) <= {"STALE_GENERATION"}
+    for user in users:
+        found = await stage.found(user_id=user)
+        assert found is not None
+        assert found.user_token == user
+
+
+@pytest.mark.parametrize("by", ["id", "name"])
+async def test_an_apps_place_is_shredded(stage: Stage, by: str) -> None:
+    """Its records and its key go, on record; Interlock's own and other apps' stay."""
+    digest = VaultInstallationStore(stage.house.channels["app/digest"])
+    await digest.async_save_bot(_bot(bot_token="xoxb-digest"))
+    await stage.store.async_save(_installation())
+    query = "SELECT installation_id FROM vault.app_place WHERE client_id = '2222.3333'"
+    where = str(await stage.house.admin.fetchval(query))
+    named = {"id": ("--installation", where), "name": ("--team", "T11", "--client", "2222.3333")}
+    shred = ("keys", "shred", *named[by])
+    code, stdout, _ = await stage.house.cli(*shred, "--dry-run")
+    assert (code, stdout) == (0, f"T11 would be shredded ({where}).\n")
+    assert await stage.bot_token() == "xoxb-1"
+    assert (await stage.house.cli(*shred, "--yes"))[0] == 0
+    assert await stage.store.async_find_bot(enterprise_id=None, team_id="T11") is None
+    found = await digest.async_find_bot(enterprise_id=None, team_id="T11")
+    assert found is not None
+    assert found.bot_token == "xoxb-digest"
+    deks = "SELECT count(*) FROM vault.wrapped_dek WHERE installation_id = $1"
+    assert await stage.house.admin.fetchval(deks, UUID(where)) == 0
+    (record,) = await stage.house.records("installation.purged")
+    assert str(record["installation_id"]) == where
+    code, _, stderr = await stage.house.cli(*shred, "--yes")
+    assert (code, "INSTALLATION_NOT_FOUND" in stderr) == (2, True)
+
+
+async def test_what_an_app_deleted_stays_gone_after_a_restore(stage: Stage) -> None:
+    """A place that was emptied is a tombstone in the log; a backup of before is buried by it."""
+    await stage.store.async_save(_installation())
+    where = await _place_id(stage)
+    files = [stage.house.folder / name for name in ("sealed", "keys")]
+    options = [text for path in files for text in (f"--{path.name}", str(path))]
+    assert (await stage.house.cli("backup", *options))[0] == 0
+    await stage.store.async_delete_all(enterprise_id=None, team_id="T11")
+    (record,) = await stage.house.records("installation.purged")
+    assert str(record["installation_id"]) == where
+    assert (await stage.house.cli("restore", *options, "--yes"))[0] == 0
+    assert await _place_id(stage) == where
+    request = pb.BuryInstallationsRequest(installation_ids=[where])
+    answer = await ask(stage.house.operator().BuryInstallations(request, timeout=10))
+    assert answer.buried == 1
+    assert await stage.store.async_find_bot(enterprise_id=None, team_id="T11") is None
+    assert await stage.house.admin.fetchval("SELECT count(*) FROM vault.wrapped_dek") == 0
 
 
 async def test_concurrent_saves_of_a_new_place_agree(stage: Stage) -> None:

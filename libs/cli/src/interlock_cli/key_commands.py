@@ -142,7 +142,7 @@ def rotate_dek(
     address: Address = "",
     tls_dir: TlsDir = None,
 ) -> None:
-    """Give one installation a new data key, and seal its tokens under it."""
+    """Give one installation a new data key, and seal its tokens under it; also another app's."""
     request = pb.RotateDataKeyRequest(installation_id=installation)
     answer = _call(
         VaultPlace.find(data_dir, address, tls_dir),
@@ -198,6 +198,9 @@ def shred(
     installation: Installation = "",
     team: Annotated[str, typer.Option(help="Slack T…, instead of the id.")] = "",
     enterprise: Annotated[str, typer.Option(help="Slack E… of the team, or alone.")] = "",
+    client: Annotated[
+        str, typer.Option(help="Slack client id of the registered app whose it is.")
+    ] = "",
     yes: Yes = False,
     dry_run: DryRun = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -206,14 +209,21 @@ def shred(
 ) -> None:
     """Destroy an installation's data keys, and with them every stored token of it.
 
+    Of Interlock's own, or of another app's that keeps its installations here.
     Nothing at Slack changes, and a backup of the keys still opens them.
     """
     if bool(installation) == bool(team or enterprise):
         fail("name the installation by --installation, or by --team and --enterprise", EXIT_USAGE)
+    if client and installation:
+        fail("--client goes with --team and --enterprise", EXIT_USAGE)
     if not dry_run:
         require_yes(f"Shred {installation or team or enterprise}?", yes=yes)
     request = pb.ShredInstallationRequest(
-        installation_id=installation, team_id=team, enterprise_id=enterprise, dry_run=dry_run
+        installation_id=installation,
+        team_id=team,
+        enterprise_id=enterprise,
+        client_id=client,
+        dry_run=dry_run,
     )
     answer = _call(
         VaultPlace.find(data_dir, address, tls_dir),

@@ -47,6 +47,7 @@ from interlock_token_vault.adapters.slack_oauth import SlackOAuth, open_slack
 from interlock_token_vault.adapters.slack_rotation import SlackRotation
 from interlock_token_vault.adapters.spool import open_spool
 from interlock_token_vault.app_installations import AppInstallations
+from interlock_token_vault.app_keys import AppKeys
 from interlock_token_vault.auditing import (
     AuditExport,
     Checkpointing,
@@ -404,6 +405,11 @@ def build_server(
                 environment=settings.environment.value,
             ),
             RestoreStaging(),
+            app_keys=AppKeys(
+                store=PostgresApps(parts.pool, parts.journal),
+                keys=keys,
+                environment=settings.environment.value,
+            ),
         ),
         store=StoreRpc(
             AppInstallations(

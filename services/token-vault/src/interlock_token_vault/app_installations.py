@@ -148,7 +148,7 @@ class AppStore(Protocol):
     ) -> None:
         """Delete records with their history; the last one takes the data key with it.
 
-        Recorded if there was anything to delete.
+        Recorded if there was anything to delete; that the key went is a record of its own.
         """
         ...
 
@@ -367,17 +367,33 @@ class AppInstallations:
     def _bound(
         self, place: AppPlace, stored: StoredPlace, held: StoredRecord, name: SecretName
     ) -> SecretContext:
-        return SecretContext(
-            environment=self._environment,
-            place=place,
-            installation_id=stored.installation_id,
-            record_id=held.id,
-            kind=held.record.kind,
-            user_id=held.record.user_id,
-            installed_at=held.record.installed_at,
-            name=name,
-            dek_id=_wrapped_of(stored).dek_id,
+        where, dek_id = stored.installation_id, _wrapped_of(stored).dek_id
+        return secret_context(
+            self._environment, place, held, name, installation_id=where, dek_id=dek_id
         )
+
+
+def secret_context(
+    environment: str,
+    place: AppPlace,
+    held: StoredRecord,
+    name: SecretName,
+    *,
+    installation_id: InstallationId,
+    dek_id: DekId,
+) -> SecretContext:
+    """Say what a secret of a record is bound to."""
+    return SecretContext(
+        environment=environment,
+        place=place,
+        installation_id=installation_id,
+        record_id=held.id,
+        kind=held.record.kind,
+        user_id=held.record.user_id,
+        installed_at=held.record.installed_at,
+        name=name,
+        dek_id=dek_id,
+    )
 
 
 def _wrapped_of(stored: StoredPlace) -> WrappedDek:

@@ -14,9 +14,11 @@ from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock.token_vault.v1 import token_vault_pb2_grpc as services
 from interlock_chassis.errors import InvalidArgument
 from interlock_token_vault.adapters.restore_staging import RestoreStaging
+from interlock_token_vault.app_keys import AppKeys, KeptPlace
 from interlock_token_vault.auditing import AuditExport
+from interlock_token_vault.domain.app_record import AppPlace
 from interlock_token_vault.domain.backup import BackupPart
-from interlock_token_vault.domain.installation import InstallationId
+from interlock_token_vault.domain.installation import ClientId, InstallationId
 from interlock_token_vault.key_lifecycle import KeyLifecycle, SlackPlace
 from interlock_token_vault.restoring import Restoring
 from interlock_token_vault.rpc import call_origin, installation_message
@@ -48,10 +50,13 @@ class OperatorRpc(services.OperatorServiceServicer):
         keys: KeyLifecycle,
         restoring: Restoring,
         staging: RestoreStaging,
+        *,
+        app_keys: AppKeys,
     ) -> None:
         self._vault = vault
         self._export = export
         self._keys = keys
+        self._app_keys = app_keys
         self._restoring = restoring
         self._staging = staging
 
@@ -177,8 +182,10 @@ class OperatorRpc(services.OperatorServiceServicer):
         request: pb.RotateDataKeyRequest,
         context: "_Context[pb.RotateDataKeyRequest, pb.RotateDataKeyResponse]",
     ) -> pb.RotateDataKeyResponse:
-        where = _installation_id(request.installation_id)
-        return pb.RotateDataKeyResponse(tokens=await self._keys.rotate_dek(where, call_origin()))
+        where, origin = _installation_id(request.installation_id), call_origin()
+        is_apps = await self._app_keys.is_apps(where)
+        keys = self._app_keys if is_apps else self._keys
+        return pb.RotateDataKeyResponse(tokens=await keys.rotate_dek(where, origin))
 
     @override
     async def RekeyInstallation(
@@ -199,9 +206,26 @@ class OperatorRpc(services.OperatorServiceServicer):
         place = SlackPlace(request.enterprise_id, request.team_id)
         if bool(request.installation_id) == (place != SlackPlace("", "")):
             raise InvalidArgument("name the installation by its id, or as Slack does")
+        if request.client_id and request.installation_id:
+            raise InvalidArgument("an id needs no client")
+        if (app := await self._find_apps(request)) is not None:
+            kept = await self._app_keys.shred(app, call_origin(), dry_run=request.dry_run)
+            return pb.ShredInstallationResponse(installation=_place_message(kept))
         name = _installation_id(request.installation_id) if request.installation_id else place
         shredded = await self._keys.shred(name, call_origin(), dry_run=request.dry_run)
         return pb.ShredInstallationResponse(installation=installation_message(shredded))
+
+    async def _find_apps(
+        self, request: pb.ShredInstallationRequest
+    ) -> InstallationId | AppPlace | None:
+        """Tell a place of another app from an installation of Interlock's own."""
+        if request.client_id:
+            client_id = ClientId(request.client_id)
+            return AppPlace(client_id, request.enterprise_id, request.team_id)
+        if not request.installation_id:
+            return None
+        where = _installation_id(request.installation_id)
+        return where if await self._app_keys.is_apps(where) else None
 
     @override
     async def SetFreeze(
@@ -225,6 +249,15 @@ class OperatorRpc(services.OperatorServiceServicer):
         )
         async for chunk in lines:
             yield pb.ExportAuditResponse(ndjson=chunk)
+
+
+def _place_message(kept: KeptPlace) -> pb.Installation:
+    return pb.Installation(
+        installation_id=str(kept.installation_id),
+        enterprise_id=kept.place.enterprise_id,
+        team_id=kept.place.team_id,
+        is_enterprise_install=not kept.place.team_id,
+    )
 
 
 def _instant(request: pb.ExportAuditRequest, field: Literal["from", "to"]) -> datetime | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
@@ -14,6 +15,7 @@ from interlock_token_vault.app_installations import (
     StoredPlace,
     StoredRecord,
 )
+from interlock_token_vault.app_keys import KeptPlace
 from interlock_token_vault.domain.app_record import (
     AppPlace,
     AppRecord,
@@ -22,14 +24,19 @@ from interlock_token_vault.domain.app_record import (
     SecretName,
 )
 from interlock_token_vault.domain.audit import AuditEvent
-from interlock_token_vault.domain.envelope import SealedBytes
-from interlock_token_vault.domain.installation import DekId, InstallationId, TokenRef
+from interlock_token_vault.domain.envelope import SealedBytes, WrappedDek
+from interlock_token_vault.domain.installation import (
+    ClientId,
+    DekId,
+    InstallationId,
+    TokenRef,
+)
 from interlock_token_vault.install_ports import StaleGeneration
-from interlock_token_vault.vault import Stop
+from interlock_token_vault.vault import InstallationNotFound, Stop
 
 
 class PostgresApps:
-    """An AppStore on Postgres.
+    """An AppStore and an AppKeyStore on Postgres.
 
     Args:
         pool: Of the vault's role; for what leaves no record.
@@ -159,9 +166,73 @@ class PostgresApps:
             # Whoever saves holds the key's row, so that none saves under a key that goes.
             await connection.fetchrow(query("lock_app_dek"), where)
             gone = await connection.fetch(query("delete_app_records"), where, kind.value, user_id)
+            events = [event] if gone else []
             if await connection.fetchval(query("delete_empty_app_place"), where):
                 await connection.execute(query("delete_deks"), where)
-            return None, [event] if gone else []
+                # So that a restore of an older backup does not bring it back.
+                events.append(replace(event, action="installation.purged", installation_id=where))
+            return None, events
+
+        await self._journal.commit(work)
+
+    async def find_kept(self, name: InstallationId | AppPlace) -> KeptPlace | None:
+        """Find a place with its history; see AppKeyStore."""
+        with failing_closed():
+            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                if isinstance(name, AppPlace):
+                    stored = await _find_place(connection, name)
+                    if stored is None:
+                        return None
+                    name = stored.installation_id
+                return await _find_kept(connection, name)
+
+    async def reseal(
+        self,
+        before: KeptPlace,
+        wrapped: WrappedDek,
+        records: Sequence[StoredRecord],
+        event: AuditEvent,
+    ) -> None:
+        """Put a new data key in place, and what is sealed under it; see AppKeyStore."""
+        where = before.installation_id
+
+        async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
+            await connection.execute(query("name_installations"), [where])
+            # As in delete: whoever saves holds the key's row.
+            await connection.fetchrow(query("lock_app_dek"), where)
+            if await _find_kept(connection, where) != before:
+                raise StaleGeneration
+            await connection.execute(query("delete_deks"), where)
+            await connection.execute(
+                query("insert_dek"),
+                wrapped.dek_id,
+                wrapped.installation_id,
+                wrapped.kek_version,
+                wrapped.wrapped,
+            )
+            for each in records:
+                for name, secret in each.secrets.items():
+                    await connection.execute(
+                        query("replace_app_secret"),
+                        each.id,
+                        name.value,
+                        secret.dek_id,
+                        secret.sealed,
+                    )
+            return None, [event]
+
+        await self._journal.commit(work)
+
+    async def shred(self, installation_id: InstallationId, event: AuditEvent) -> None:
+        """Delete a place with its data key; see AppKeyStore."""
+
+        async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
+            await connection.execute(query("name_installations"), [installation_id])
+            await connection.fetchrow(query("lock_app_dek"), installation_id)
+            await connection.execute(query("delete_deks"), installation_id)
+            if not await connection.fetchval(query("shred_app_place"), installation_id):
+                raise InstallationNotFound
+            return None, [event]
 
         await self._journal.commit(work)
 
@@ -183,6 +254,21 @@ async def _find_place(connection: Connection, place: AppPlace) -> StoredPlace | 
         return None
     return StoredPlace(
         InstallationId(found), dek_of(row), Stop(row["stopped"]) if row["stopped"] else None
+    )
+
+
+async def _find_kept(connection: Connection, installation_id: InstallationId) -> KeptPlace | None:
+    await connection.execute(query("name_installations"), [installation_id])
+    row = await connection.fetchrow(query("get_app_place"), installation_id)
+    if row is None:
+        return None
+    rows = await connection.fetch(query("list_app_records"), installation_id)
+    records = [await _record_of(connection, each) for each in rows]
+    return KeptPlace(
+        installation_id,
+        AppPlace(ClientId(row["client_id"]), row["enterprise_id"], row["team_id"]),
+        dek_of(row),
+        tuple(each for each in records if each is not None),
     )
 
 

@@ -13,7 +13,7 @@ from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.backup import KEY_TABLES, SEALED_TABLES, BackupRow
 from interlock_token_vault.domain.installation import InstallationId
 from interlock_token_vault.key_lifecycle import Held, ScannerMissing
-from interlock_token_vault.vault import Stop
+from interlock_token_vault.vault import InstallationNotFound, Stop
 
 _PAGE = 200
 _ALL = UUID(int=0)
@@ -114,8 +114,16 @@ class PostgresBackup:
         await self._journal.commit(work)
 
     async def shred(self, installation_id: InstallationId, event: AuditEvent) -> None:
-        """Delete an installation with its keys; see BackupStore."""
-        await self._keys.shred(installation_id, event)
+        """Delete an installation, or another app's place, with its keys; see BackupStore."""
+
+        async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
+            await connection.execute(query("name_installations"), [installation_id])
+            await connection.execute(query("delete_deks"), installation_id)
+            if not await connection.fetchval(query("bury_installation"), installation_id):
+                raise InstallationNotFound
+            return None, [event]
+
+        await self._journal.commit(work)
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Commit records alone; see BackupStore."""

@@ -247,11 +247,20 @@ SELECT vault.find_by_place($1, $2, $3);
 DELETE FROM vault.installation WHERE installation_id = $1
 RETURNING true;
 
+-- name: bury_installation
+-- One of ours, or a place of another app.
+WITH ours AS (
+    DELETE FROM vault.installation WHERE installation_id = $1 RETURNING true
+), apps AS (
+    DELETE FROM vault.app_place WHERE installation_id = $1 RETURNING true
+)
+SELECT true FROM ours UNION ALL SELECT true FROM apps;
+
 -- name: find_app_place
 SELECT vault.find_app_place($1, $2, $3);
 
 -- name: get_app_place
-SELECT p.installation_id, d.dek_id, d.kek_version, d.wrapped, (
+SELECT p.*, d.dek_id, d.kek_version, d.wrapped, (
     SELECT min(z.kind) FROM vault.freeze z
     WHERE z.installation_id = p.installation_id
         OR z.installation_id = '00000000-0000-0000-0000-000000000000'
@@ -259,6 +268,16 @@ SELECT p.installation_id, d.dek_id, d.kek_version, d.wrapped, (
 FROM vault.app_place p
 LEFT JOIN vault.wrapped_dek d USING (installation_id)
 WHERE p.installation_id = $1;
+
+-- name: list_app_records
+SELECT * FROM vault.app_record WHERE installation_id = $1 ORDER BY record_id;
+
+-- name: replace_app_secret
+UPDATE vault.app_secret SET dek_id = $3, sealed = $4 WHERE record_id = $1 AND name = $2;
+
+-- name: shred_app_place
+DELETE FROM vault.app_place WHERE installation_id = $1
+RETURNING true;
 
 -- name: add_app_place
 INSERT INTO vault.app_place (installation_id, client_id, enterprise_id, team_id)

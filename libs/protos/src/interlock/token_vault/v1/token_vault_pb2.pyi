@@ -1703,6 +1703,7 @@ class ShredInstallationRequest(_message.Message):
     ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
     TEAM_ID_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
     installation_id: _builtins.str
     """The installation's id; empty to name it by Enterprise and team."""
     enterprise_id: _builtins.str
@@ -1711,6 +1712,10 @@ class ShredInstallationRequest(_message.Message):
     """Slack `T…` or empty."""
     dry_run: _builtins.bool
     """Say what would be shredded; write nothing."""
+    client_id: _builtins.str
+    """Slack client of the registered app whose installation is named by
+    Enterprise and team; empty for Interlock's own.
+    """
     def __init__(
         self,
         *,
@@ -1718,10 +1723,11 @@ class ShredInstallationRequest(_message.Message):
         enterprise_id: _builtins.str = ...,
         team_id: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
+        client_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "enterprise_id", b"enterprise_id", "installation_id", b"installation_id", "team_id", b"team_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "dry_run", b"dry_run", "enterprise_id", b"enterprise_id", "installation_id", b"installation_id", "team_id", b"team_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1047,7 +1047,8 @@ class OperatorServiceServicer:
 
     def ShredInstallation(self, request, context):
         """Destroy an installation's data keys, and with them every stored token.
-        Deletes the installation; nothing at Slack changes.
+        Deletes the installation, also one that another app keeps here; nothing
+        at Slack changes.
 
         Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
         """

@@ -363,7 +363,8 @@ class OperatorServiceStub:
     """
     ShredInstallation: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ShredInstallationRequest, _token_vault_pb2.ShredInstallationResponse]
     """Destroy an installation's data keys, and with them every stored token.
-    Deletes the installation; nothing at Slack changes.
+    Deletes the installation, also one that another app keeps here; nothing
+    at Slack changes.
 
     Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
     """
@@ -474,7 +475,8 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_token_vault_pb2.ShredInstallationRequest, _abc.Awaitable[_token_vault_pb2.ShredInstallationResponse]],
     ) -> _abc.Awaitable[_token_vault_pb2.ShredInstallationResponse]:
         """Destroy an installation's data keys, and with them every stored token.
-        Deletes the installation; nothing at Slack changes.
+        Deletes the installation, also one that another app keeps here; nothing
+        at Slack changes.
 
         Errors: NOT_FOUND INSTALLATION_NOT_FOUND.
         """
