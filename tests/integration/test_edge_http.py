@@ -821,7 +821,7 @@ async def test_a_tenants_rule_about_addresses_is_told_before_the_form(
     sent = await site.post(REDEEM, fields | {"emails_differ": "yes"}, "ann", link=cookie)
     for answer in (page, sent):
         assert answer.status == 403
-        assert "These addresses do not match" in answer.text
+        assert "The two addresses must match" in answer.text
         assert advice in answer.text
         assert "<form" not in answer.text
     assert CODE in site.identity.offers

@@ -213,8 +213,8 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
         "USER_LINKED_ELSEWHERE": Problem(
             HTTPStatus.CONFLICT,
             "This Slack user is linked to another account",
-            "A link is never replaced silently. Unlink the other account first, on the "
-            "workspace's page, then open the link again.",
+            "A link is never replaced silently. That account, or an owner or admin, has to unlink "
+            "it first, on the workspace's page. Then open the link again.",
         ),
         "TOO_MANY_ATTEMPTS": Problem(
             HTTPStatus.TOO_MANY_REQUESTS,
