@@ -1,16 +1,21 @@
-"""Run the benchmarks and write bench/results/latest.json.
+"""Run the benchmarks and keep their figures in bench/results/latest.json.
 
 Prints one line each: `name value unit`. A benchmark is a function that returns
-its figures; a figure's unit is in its name. The results say on what machine
-they were measured, and how busy it was.
+its figures; a figure's unit is in its name. latest.json holds every figure's
+newest value, `{name: number}`; machine.json beside it describes the machine of
+the last run, and says of each figure when and at which commit it was measured,
+and how busy the machine was.
 """
 
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,6 +34,7 @@ from bench.token_reads import (
 )
 
 Benchmark = Callable[[], Mapping[str, float]]
+Machine = Mapping[str, str | int | float]
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "setup_warm": setup_warm,
@@ -46,7 +52,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "redeem_flat_1e3_1e6": redeem_flat_1e3_1e6,
     "leaving": leaving,
 }
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
+FIGURES, MACHINE = "latest.json", "machine.json"
+# What differs from run to run on one machine.
+_OF_A_RUN = ("date", "commit", "load")
+ROOT = Path(__file__).parents[1]
 # By what a name ends in, the longer ending first; a comparison is a ratio.
 _UNITS = {
     "_per_s": "/s",
@@ -71,26 +81,56 @@ def main(arguments: list[str]) -> int:
     if not chosen:
         print(f"no such benchmark; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    figures: dict[str, float] = {}
     for name in chosen:
-        for figure, value in BENCHMARKS[name]().items():
+        machine, figures = describe_machine(), BENCHMARKS[name]()
+        for figure, value in figures.items():
             print(f"{figure} {value:.3f} {unit_of(figure)}", flush=True)
-            figures[figure] = round(value, 3)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": describe_machine(), **figures}, indent=1) + "\n")
+        # At once, so that a run that is stopped keeps what it has measured.
+        keep(RESULTS, figures, machine)
     return 0
 
 
-def describe_machine() -> Mapping[str, str | int | float]:
-    """Say what was measured on, and what else was running: the load of the last minute."""
+def keep(folder: Path, figures: Mapping[str, float], machine: Machine) -> None:
+    """Put figures into the results, and beside them where they were measured.
+
+    What was measured before under other names stays. Writes two files.
+    """
+    folder.mkdir(exist_ok=True)
+    known = _read(folder / FIGURES)
+    known |= {figure: round(value, 3) for figure, value in figures.items()}
+    _write(folder / FIGURES, known)
+    of_run = {fact: machine[fact] for fact in _OF_A_RUN}
+    measured = _read(folder / MACHINE).get("measured", {}) | dict.fromkeys(figures, of_run)
+    _write(folder / MACHINE, {**machine, "measured": measured})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def describe_machine() -> Machine:
+    """Say what is measured on, when, and what else is running: the load of the last minute."""
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "cpu": _processor(),
         "cores": os.cpu_count() or 0,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "load_1_min": round(os.getloadavg()[0], 2),
+        "load": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Name the commit, `+` for one with changes; empty where there is no repository."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _processor() -> str:
