@@ -36,6 +36,7 @@ from interlock_token_vault.adapters.gcp_kms import open_gcp_kms
 from interlock_token_vault.adapters.kms_keys import Kms, KmsKeys, WrappedKey
 from interlock_token_vault.adapters.local_kms import create_keyset
 from interlock_token_vault.adapters.memory import (
+    FakeClaims,
     FakeSlack,
     ManualClock,
     MemoryStore,
@@ -128,6 +129,7 @@ class Stage:
             keys=self.keys,
             keks=ProbedKeks(self.kms),
             slack=FakeSlack(self.store.faults),
+            claims=FakeClaims(self.store.faults),
             client_id=CLIENT,
             environment=ENVIRONMENT,
         )

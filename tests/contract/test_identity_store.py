@@ -380,6 +380,47 @@ async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) ->
         await stage.store.get_workspace(NORTHWIND.tenant_id, workspace.workspace_id)
 
 
+async def test_a_workspace_that_joined_an_enterprise_keeps_everything(stage: Stage) -> None:
+    """Claim, links and defaults are found under the new name and not the old; twice is once."""
+    install = uuid4()
+    claimed = await stage.store.claim(_claim(NORTHWIND, TEAM, install), ORIGIN)
+    before = claimed.workspace.workspace
+    await _link(stage.store, before, _session(MIA, NORTHWIND), MIA_IN_SLACK)
+    joined = replace(TEAM, enterprise_id="E0GRID")
+    moved = [await stage.store.move(joined, install, ORIGIN) for _ in range(2)]
+    assert [each.workspace for each in moved] == [replace(before, key=joined)] * 2
+    assert [each.linked_users for each in moved] == [1, 1]
+    assert await stage.store.find_workspace(TEAM) is None
+    assert await stage.store.find_workspace(joined) == moved[0].workspace
+    mia = replace(MIA_IN_SLACK, enterprise_id="E0GRID")
+    assert await stage.store.find_mapping(NORTHWIND.tenant_id, mia) is not None
+    assert (await stage.audited()).count("workspace.moved") == 1
+
+
+async def test_only_the_claim_of_the_same_install_is_moved(stage: Stage) -> None:
+    """Another install, another app, a released claim: there is nothing to move."""
+    install = uuid4()
+    joined = replace(TEAM, enterprise_id="E0GRID")
+    await stage.store.claim(_claim(NORTHWIND, TEAM, install), ORIGIN)
+    for key, named in ((joined, uuid4()), (replace(joined, app_id="A0OTHER"), install)):
+        with pytest.raises(WorkspaceNotFound):
+            await stage.store.move(key, named, ORIGIN)
+    await stage.store.release(TEAM, install, ORIGIN)
+    with pytest.raises(WorkspaceNotFound):
+        await stage.store.move(joined, install, ORIGIN)
+
+
+async def test_no_workspace_moves_into_another_tenants_enterprise(stage: Stage) -> None:
+    """I13: an Enterprise that another tenant installed the app into takes in nobody else's."""
+    install = uuid4()
+    await stage.store.claim(_claim(CONTOSO, ENTERPRISE), ORIGIN)
+    await stage.store.claim(_claim(NORTHWIND, TEAM, install), ORIGIN)
+    joined = replace(TEAM, enterprise_id=ENTERPRISE.enterprise_id)
+    with pytest.raises(WorkspaceTaken):
+        await stage.store.move(joined, install, ORIGIN)
+    assert await stage.store.find_workspace(TEAM) is not None
+
+
 async def _release(store: Store, tenant: Tenant, key: WorkspaceKey) -> Workspace:
     """Claim, link Mia, set a default, and release."""
     installation_id = uuid4()

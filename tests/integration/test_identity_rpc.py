@@ -168,6 +168,34 @@ async def test_a_workspace_goes_to_another_tenant_only_after_its_release(house: 
     assert not (await vault.ReleaseWorkspace(release, timeout=TIMEOUT_S)).was_claimed
 
 
+async def test_a_claim_moves_into_the_enterprise_its_workspace_joined(house: House) -> None:
+    """Without a grant the vault moves the claim of an install, and can make or take none."""
+    before = (await house.claim()).workspace
+    vault = house.workspaces("token-vault")
+
+    def move(**changes: Any) -> Awaitable[pb.ClaimWorkspaceResponse]:
+        named = {
+            "installation_id": INSTALLATION,
+            "slack_enterprise_id": "E0GRID",
+            "slack_team_id": "T0NORTHWIND",
+            "slack_app_id": "A0INTERLOCK",
+        }
+        return vault.ClaimWorkspace(
+            pb.ClaimWorkspaceRequest(**(named | changes)), timeout=TIMEOUT_S
+        )
+
+    async with _refused(Kind.NOT_FOUND, "WORKSPACE_NOT_FOUND"):
+        await move(installation_id="0d5d9c52-9a7c-4f40-8d43-6a7d7d6c0001")
+    async with _refused(Kind.NOT_FOUND, "WORKSPACE_NOT_FOUND"):
+        await move(slack_team_id="T0CONTOSO")
+    async with _refused(Kind.INVALID, "MALFORMED_WORKSPACE_KEY"):
+        await move(slack_enterprise_id="")
+    for _ in range(2):
+        moved = (await move()).workspace
+        assert (moved.slack_enterprise_id, moved.slack_team_id) == ("E0GRID", "T0NORTHWIND")
+        assert moved.workspace_id == before.workspace_id
+
+
 async def test_an_org_wide_install_has_no_team(house: House) -> None:
     """The Enterprise stands where a team would, and a half-named install is refused."""
     grid: dict[str, Any] = {

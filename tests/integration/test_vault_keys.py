@@ -12,7 +12,15 @@ import pytest
 from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock_chassis.errors import Kind
 from interlock_cli.scratch_databases import ScratchDatabases
-from interlock_cli.vault_house import NORTHWIND, TIMEOUT_S, House, ask, open_house, refusal
+from interlock_cli.vault_house import (
+    NORTHWIND,
+    TIMEOUT_S,
+    Away,
+    House,
+    ask,
+    open_house,
+    refusal,
+)
 from interlock_token_vault.adapters.local_kms import LocalKms, add_key, create_keyset
 from interlock_token_vault.key_lifecycle import KekNotFound
 from interlock_tokens.grants import Workspace
@@ -46,6 +54,25 @@ async def _versions(house: House) -> dict[str, int]:
 async def _sealed(house: House) -> list[str]:
     rows = await house.admin.fetch("SELECT t::text FROM vault.sealed_token t ORDER BY 1")
     return [row[0] for row in rows]
+
+
+async def test_a_workspace_that_joined_an_enterprise_is_rekeyed(house: House) -> None:
+    """From the command: identity's claim and the tokens get the new name, or neither does."""
+    installed = await house.install("xoxb-northwind")
+    where = installed.installation.installation_id
+    rekey = ("keys", "rekey", "--installation", where, "--enterprise", "E0GRID")
+    assert "NOT_IN_ENTERPRISE" in (await house.cli(*rekey))[2]
+    house.slack.living["xoxb-northwind"]["enterprise_id"] = "E0GRID"
+    house.identity.error = Away()
+    assert "IDENTITY_UNAVAILABLE" in (await house.cli(*rekey))[2]
+    assert (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
+    house.identity.error = None
+    for _ in range(2):
+        assert (await house.cli(*rekey))[:2] == (0, "1 tokens were sealed under E0GRID.\n")
+    joined = replace(NORTHWIND, enterprise_id="E0GRID")
+    assert (await house.read(house.slack_grant(joined))).bot_token == "xoxb-northwind"
+    assert house.identity.claims == {("E0GRID", "T0NORTHWIND"): "northwind"}
+    assert (await refusal(house.read(house.slack_grant())))[1] == "INSTALLATION_NOT_FOUND"
 
 
 async def test_a_kek_is_rotated_under_traffic(house: House) -> None:

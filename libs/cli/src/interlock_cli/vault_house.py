@@ -155,6 +155,11 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         if self.error is not None:
             raise self.error
         place = (request.slack_enterprise_id, request.slack_team_id)
+        if not request.grant:
+            # A claim moves with its workspace, which may have moved already.
+            names = [known for known in self.claims if known[1] == request.slack_team_id]
+            self.claims[place] = self.claims.pop(names[0])
+            return identity_pb2.ClaimWorkspaceResponse(was_claimed=True)
         tenant = self.tenant_of[request.grant]
         was_claimed = place in self.claims
         if self.claims.setdefault(place, tenant) != tenant:

@@ -337,8 +337,11 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
     async def ClaimWorkspace(
         self, request: pb.ClaimWorkspaceRequest, context: _Context
     ) -> pb.ClaimWorkspaceResponse:
-        """Claim a workspace for the install grant's tenant."""
+        """Claim a workspace for the install grant's tenant; without one, move a claim."""
         async with self._door.attempt() as attempt:
+            if not request.grant:
+                moved = await self._workspaces.move(_facts(request), attempt.origin)
+                return pb.ClaimWorkspaceResponse(workspace=_show_counted(moved), was_claimed=True)
             grant = attempt.shows_grant(self._door.install(request.grant))
             claimed = await self._workspaces.claim(grant, _facts(request), attempt.origin)
         return pb.ClaimWorkspaceResponse(

@@ -15,6 +15,7 @@ from interlock_identity.domain.workspaces import (
     Claim,
     Claimed,
     CountedWorkspace,
+    MalformedWorkspaceKey,
     NangoConnection,
     Workspace,
     WorkspaceId,
@@ -101,6 +102,24 @@ class WorkspaceStore(Protocol):
             WorkspaceTaken: Another tenant has claimed it, or the Enterprise around
                 it, or a workspace inside it.
             OrganizationNotFound: The tenant is not known.
+        """
+        ...
+
+    async def move(
+        self, key: WorkspaceKey, installation_id: UUID, origin: Origin
+    ) -> CountedWorkspace:
+        """Name the Enterprise that a claimed workspace joined, in one transaction.
+
+        Idempotent. Its links and defaults stay with it.
+
+        Args:
+            key: The team, and the Enterprise that it is in by now.
+            installation_id: The install whose claim it must be.
+            origin: For the record.
+
+        Raises:
+            WorkspaceNotFound: The install has no claim on this team.
+            WorkspaceTaken: Another tenant has claimed the Enterprise.
         """
         ...
 
@@ -235,6 +254,21 @@ class Workspaces:
             "workspace_claimed", tenant_id=grant.tenant_id, slack_team_id=facts.key.slot
         )
         return claimed
+
+    async def move(self, facts: InstallFacts, origin: Origin) -> CountedWorkspace:
+        """Name the Enterprise that a claimed workspace joined; idempotent.
+
+        Needs no grant: the claim must be that of the same install, and stays its tenant's.
+
+        Raises:
+            MalformedWorkspaceKey: It names no team, or no Enterprise.
+            WorkspaceNotFound: The install has no claim on this team.
+            WorkspaceTaken: Another tenant has claimed the Enterprise.
+            DatabaseUnavailable: The database does not answer.
+        """
+        if not (facts.key.team_id and facts.key.enterprise_id):
+            raise MalformedWorkspaceKey
+        return await self._workspaces.move(facts.key, facts.installation_id, origin)
 
     async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim; tell whether there was one.

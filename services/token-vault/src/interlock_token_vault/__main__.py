@@ -394,6 +394,7 @@ def build_server(
                 keys=keys,
                 keks=parts.kms if isinstance(parts.kms, Keks) else ProbedKeks(parts.kms),
                 slack=parts.slack,
+                claims=IdentityClaims(parts.identity),
                 client_id=client_id,
                 environment=settings.environment.value,
             ),

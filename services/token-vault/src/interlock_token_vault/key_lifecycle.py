@@ -26,6 +26,7 @@ from interlock_token_vault.domain.installation import (
     DekId,
     Installation,
     InstallationId,
+    InstallationKey,
     TokenKind,
     TokenSlot,
 )
@@ -86,6 +87,13 @@ class EnterpriseInstalled(ServiceError):
 
     kind = Kind.CONFLICT
     reason = "ENTERPRISE_INSTALLED"
+
+
+class NotClaimed(ServiceError):
+    """Identity knows no claim of this installation."""
+
+    kind = Kind.PRECONDITION
+    reason = "NOT_CLAIMED"
 
 
 class NotInEnterprise(ServiceError):
@@ -264,11 +272,26 @@ class KeyStore(Protocol):
         ...
 
 
+class ClaimMover(Protocol):
+    """Identity's word on whose a workspace is, when that joined an Enterprise."""
+
+    async def move(self, installation_id: InstallationId, key: InstallationKey, name: str) -> None:
+        """Move an installation's claim to the Enterprise that the key names; idempotent.
+
+        Raises:
+            NotClaimed: The installation has no claim.
+            WorkspaceTaken: The Enterprise belongs to another tenant.
+            IdentityUnavailable: It is not known to be moved.
+        """
+        ...
+
+
 class KeyLifecycle:
     """What operators do to keys.
 
     Args:
         slack: Asked where a workspace belongs, before it is re-keyed.
+        claims: Told of it, before its tokens are.
         client_id: Of Interlock's own app.
     """
 
@@ -279,9 +302,11 @@ class KeyLifecycle:
         keys: Keys,
         keks: Keks,
         slack: Slack,
+        claims: ClaimMover,
         client_id: ClientId,
         environment: str,
     ) -> None:
+        self._claims = claims
         self._store = store
         self._keys = keys
         self._keks = keks
@@ -391,14 +416,18 @@ class KeyLifecycle:
         """
         before = await self._get_held(installation_id)
         event = AuditEvent("dek.rotated", origin, installation_id=installation_id)
-        return await self._reseal(before, before.installation, event)
+        after = await self._seal_anew(before, before.installation)
+        return await self._put(before, after, event)
 
     async def rekey(
         self, installation_id: InstallationId, enterprise_id: str, origin: Origin
     ) -> int:
         """Seal the tokens of a workspace that joined an Enterprise under its new name.
 
-        Asks Slack's auth.test first, with the bot token, on record.
+        Asks Slack's auth.test first, with the bot token, on record. Then
+        identity moves the claim, and only then the tokens change their name.
+        Broken off in between, the workspace's events are answered by nobody
+        until this is called again; whatever was done already stays done.
 
         Returns:
             How many tokens were sealed anew.
@@ -406,6 +435,9 @@ class KeyLifecycle:
         Raises:
             NotInEnterprise: Slack says otherwise, or no longer takes the token.
             EnterpriseInstalled: The new name has an installation already.
+            NotClaimed, WorkspaceTaken: Identity has no claim to move, or another
+                tenant has the Enterprise.
+            IdentityUnavailable: Identity does not answer.
             InstallationNotFound, StaleGeneration, RefreshUnsettled, CannotOpen,
                 KekDisabled: As rotate_dek.
             SlackUnavailable: Slack does not answer.
@@ -415,6 +447,12 @@ class KeyLifecycle:
             raise NotInEnterprise
         await self._require_member(before, enterprise_id, origin)
         key = replace(before.installation.key, enterprise_id=enterprise_id)
+        place = SlackPlace(enterprise_id, key.team_id)
+        if set(await self._store.find_by_place(self._client_id, place)) - {installation_id}:
+            raise EnterpriseInstalled
+        # What can fail here does so before anything has moved.
+        after = await self._seal_anew(before, replace(before.installation, key=key))
+        await self._claims.move(installation_id, key, before.installation.name)
         event = AuditEvent(
             "installation.rekeyed",
             origin,
@@ -422,7 +460,7 @@ class KeyLifecycle:
             enterprise_id=enterprise_id,
             team_id=key.team_id,
         )
-        return await self._reseal(before, replace(before.installation, key=key), event)
+        return await self._put(before, after, event)
 
     async def shred(
         self, name: InstallationId | SlackPlace, origin: Origin, *, dry_run: bool
@@ -486,7 +524,8 @@ class KeyLifecycle:
         if (identity.enterprise_id, identity.team_id) != (enterprise_id, team_id):
             raise NotInEnterprise
 
-    async def _reseal(self, before: Held, target: Installation, event: AuditEvent) -> int:
+    async def _seal_anew(self, before: Held, target: Installation) -> Held:
+        """Seal what an installation holds under a new key, and under a new name if need be."""
         old_key = self._take(before)
         wrapped, new_key = await self._keys.make(
             KeyContext(self._environment, target.key.client_id, target.id)
@@ -496,9 +535,12 @@ class KeyLifecycle:
             opened = await old_key.open(token, self._place(before.installation, token))
             place = replace(self._place(target, token), dek_id=wrapped.dek_id)
             tokens.append(await new_key.seal(opened, place, token.expires_at))
-        after = Held(target, tuple(tokens), wrapped)
-        await self._store.reseal(before, after, replace(event, kek_version=wrapped.kek_version))
-        return len(tokens)
+        return Held(target, tuple(tokens), wrapped)
+
+    async def _put(self, before: Held, after: Held, event: AuditEvent) -> int:
+        event = replace(event, kek_version=after.wrapped.kek_version)
+        await self._store.reseal(before, after, event)
+        return len(after.tokens)
 
     def _take(self, held: Held) -> DataKey:
         installation = held.installation

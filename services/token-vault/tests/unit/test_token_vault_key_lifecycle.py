@@ -8,6 +8,7 @@ import pytest
 from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.kms_keys import KmsKeys
 from interlock_token_vault.adapters.memory import (
+    FakeClaims,
     FakeKms,
     FakeSlack,
     Faults,
@@ -18,7 +19,7 @@ from interlock_token_vault.adapters.memory import (
 )
 from interlock_token_vault.domain.audit import AuditEvent, Origin
 from interlock_token_vault.domain.envelope import CannotOpen, KeyContext, TokenContext
-from interlock_token_vault.domain.install import BotIdentity
+from interlock_token_vault.domain.install import BotIdentity, WorkspaceTaken
 from interlock_token_vault.domain.installation import (
     ClientId,
     Installation,
@@ -36,6 +37,7 @@ from interlock_token_vault.key_lifecycle import (
     KekNotFound,
     KekUse,
     KeyLifecycle,
+    NotClaimed,
     NotInEnterprise,
     Progress,
     RewrapRunning,
@@ -60,6 +62,7 @@ class Stage:
         self.kms = FakeKms(self.faults)
         self.store = MemoryStore(self.clock, chain_id=UUID(int=99), faults=self.faults)
         self.slack = FakeSlack(self.faults)
+        self.claims = FakeClaims(self.faults)
         self.new_id = counting_ids()
         self.keys = KmsKeys(
             self.kms, fingerprint_key=Secret("k" * 32), clock=self.clock, new_id=self.new_id
@@ -70,6 +73,7 @@ class Stage:
             keys=self.keys,
             keks=self.kms,
             slack=self.slack,
+            claims=self.claims,
             client_id=CLIENT,
             environment=ENVIRONMENT,
         )
@@ -103,6 +107,7 @@ class Stage:
             "xoxe-1": replace(place, slot=TokenSlot.REFRESH),
             "xoxp-mia": replace(place, kind=TokenKind.USER, user_id="U0MIA", generation=1),
         }
+        self.claims.claims[key.enterprise_id, key.team_id] = installation.tenant_id
         self.store.installations[installation.id] = installation
         self.store.deks[installation.id] = wrapped
         self.store.tokens[installation.id] = tuple(
@@ -272,6 +277,50 @@ async def test_a_workspace_that_joined_an_enterprise_is_rekeyed(stage: Stage) ->
     with pytest.raises(InstallationNotFound):
         await stage.read()
     assert "installation.rekeyed" in stage.actions
+    assert stage.claims.claims == {("E0GRID", "T0NORTHWIND"): "tenant"}
+
+
+async def test_a_rekey_that_was_broken_off_goes_on() -> None:
+    """Killed at any point, a second call ends with claim and tokens under one name."""
+    killed, is_through = 0, False
+    while not is_through:
+        stage = Stage()
+        installation = await stage.install()
+        stage.slack.identities["xoxb-1"] = BotIdentity("T0NORTHWIND", "E0GRID", "U0BOT", False)  # noqa: FBT003 - As above.
+        stage.faults.kill_at = stage.faults.passed + killed + 1
+        try:
+            await stage.lifecycle.rekey(installation.id, "E0GRID", ORIGIN)
+            is_through = True
+        except ProcessKilled:
+            killed += 1
+            stage.faults.restart()
+            assert await stage.lifecycle.rekey(installation.id, "E0GRID", ORIGIN) == 3
+        stage.faults.restart()
+        assert await stage.read(replace(TEAM, enterprise_id="E0GRID")) == Secret("xoxb-1")
+        assert stage.claims.claims == {("E0GRID", "T0NORTHWIND"): "tenant"}
+    # Slack, the record of it, the KMS, the claim, the tokens: before and after each.
+    assert killed >= 10
+
+
+async def test_an_enterprise_of_another_tenant_gets_no_workspace(stage: Stage) -> None:
+    """Identity decides before any token changes its name; nothing has moved."""
+    installation = await stage.install()
+    stage.claims.claims["E0GRID", ""] = TenantId("contoso")
+    stage.slack.identities["xoxb-1"] = BotIdentity("T0NORTHWIND", "E0GRID", "U0BOT", False)  # noqa: FBT003 - As above.
+    with pytest.raises(WorkspaceTaken):
+        await stage.lifecycle.rekey(installation.id, "E0GRID", ORIGIN)
+    assert await stage.read() == Secret("xoxb-1")
+    assert ("", "T0NORTHWIND") in stage.claims.claims
+
+
+async def test_what_nobody_claimed_is_not_rekeyed(stage: Stage) -> None:
+    """An installation that identity does not know is no tenant's; it must be installed again."""
+    installation = await stage.install()
+    stage.claims.claims.clear()
+    stage.slack.identities["xoxb-1"] = BotIdentity("T0NORTHWIND", "E0GRID", "U0BOT", False)  # noqa: FBT003 - As above.
+    with pytest.raises(NotClaimed):
+        await stage.lifecycle.rekey(installation.id, "E0GRID", ORIGIN)
+    assert await stage.read() == Secret("xoxb-1")
 
 
 @pytest.mark.parametrize("enterprise", ["", "E0OTHER", None])

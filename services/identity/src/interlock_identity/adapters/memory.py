@@ -175,6 +175,38 @@ class MemoryStore:
         was_claimed = mine is not None and mine.status is not WorkspaceStatus.UNINSTALLED
         return Claimed(self._count(workspace), was_claimed)
 
+    async def move(
+        self, key: WorkspaceKey, installation_id: UUID, origin: Origin
+    ) -> CountedWorkspace:
+        """Name the Enterprise that a claimed workspace joined."""
+        for row in self._workspaces.values():
+            before = row.workspace
+            if (
+                (before.key.slot, before.key.app_id) == (key.slot, key.app_id)
+                and row.installation_id == installation_id
+                and before.status is not WorkspaceStatus.UNINSTALLED
+            ):
+                break
+        else:
+            raise WorkspaceNotFound
+        if any(
+            each.workspace.tenant_id != before.tenant_id
+            and each.workspace.status is not WorkspaceStatus.UNINSTALLED
+            and _exclude_each_other(each.workspace.key, key)
+            for each in self._workspaces.values()
+        ):
+            raise WorkspaceTaken
+        row.workspace = replace(before, key=key)
+        if before.key != key:
+            event = AuditEvent(
+                "workspace.moved",
+                origin,
+                slack_enterprise_id=key.enterprise_id,
+                slack_team_id=key.team_id,
+            )
+            self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
+        return self._count(row.workspace)
+
     async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim and its open link codes."""
         for row in self._workspaces.values():

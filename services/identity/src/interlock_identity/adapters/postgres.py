@@ -147,6 +147,21 @@ _RELEASE = text("""
       AND installation_id = :installation_id AND status <> 'uninstalled'
     RETURNING tenant_id, id
 """)
+_LOCK_CLAIM = text("""
+    SELECT w.tenant_id, w.id, coalesce(w.slack_enterprise_id, '') AS enterprise_id
+    FROM identity.work_app_slack_workspaces AS w
+    WHERE w.client_id = :client_id AND w.slack_team_id = :slot AND w.slack_app_id = :app_id
+      AND w.installation_id = :installation_id AND w.status <> 'uninstalled'
+    FOR UPDATE
+""")
+_MOVE = text(f"""
+    WITH w AS (
+        UPDATE identity.work_app_slack_workspaces
+        SET slack_enterprise_id = :enterprise_id, updated_at = clock_timestamp()
+        WHERE tenant_id = :tenant_id AND id = :id
+        RETURNING *)
+    SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM w
+""")  # noqa: S608 - Only constants of this module are put together.
 _END_CODES_OF_WORKSPACE = text("""
     UPDATE identity.work_app_slack_account_link_codes
     SET expires_at = clock_timestamp(), updated_at = clock_timestamp()
@@ -371,6 +386,41 @@ class PostgresStore:
             await record(connection, _workspace_event("workspace.claimed", row, claim, origin))
         was_claimed = before is not None and before["status"] != WorkspaceStatus.UNINSTALLED
         return Claimed(_counted_workspace(row), was_claimed)
+
+    async def move(
+        self, key: WorkspaceKey, installation_id: UUID, origin: Origin
+    ) -> CountedWorkspace:
+        """Name the Enterprise that a claimed workspace joined."""
+        of = {
+            "client_id": CLIENT_ID,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "app_id": key.app_id,
+            "installation_id": installation_id,
+            "is_org": False,
+        }
+        async with self._transaction() as connection:
+            for name in sorted({key.slot, key.enterprise_id}):
+                await connection.execute(_LOCK, {"name": f"claim:{name}"})
+            before = await find(connection, _LOCK_CLAIM, of)
+            if before is None:
+                raise WorkspaceNotFound
+            mine = {**of, "tenant_id": before["tenant_id"], "id": before["id"]}
+            rivals = (await connection.execute(_RIVALS, mine)).mappings().all()
+            if any(rival["status"] != WorkspaceStatus.UNINSTALLED for rival in rivals):
+                raise WorkspaceTaken
+            row = (await connection.execute(_MOVE, mine)).mappings().one()
+            if before["enterprise_id"] != key.enterprise_id:
+                event = AuditEvent(
+                    "workspace.moved",
+                    origin,
+                    slack_enterprise_id=key.enterprise_id,
+                    slack_team_id=key.team_id,
+                    tenant_id=before["tenant_id"],
+                    workspace_id=before["id"],
+                )
+                await record(connection, event)
+            return _counted_workspace(row)
 
     async def release(self, key: WorkspaceKey, installation_id: UUID, origin: Origin) -> bool:
         """End a claim and its open link codes."""

@@ -11,13 +11,14 @@ from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.install import InstallNotOpen, WorkspaceTaken
 from interlock_token_vault.domain.installation import InstallationId, InstallationKey
 from interlock_token_vault.install_ports import IdentityUnavailable
+from interlock_token_vault.key_lifecycle import NotClaimed
 
 # Identity caps its calls at 5 s.
 _BUDGET = timedelta(seconds=5)
 
 
 class IdentityClaims:
-    """The Claims port over identity's WorkspaceService."""
+    """The ports Claims and ClaimMover over identity's WorkspaceService."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
@@ -48,3 +49,22 @@ class IdentityClaims:
             # Anything else is a fault between the two services, which may pass.
             raise IdentityUnavailable(metadata={"cause": error.reason}) from error
         return answer.was_claimed
+
+    async def move(self, installation_id: InstallationId, key: InstallationKey, name: str) -> None:
+        """Move a claim to the Enterprise that its workspace joined; see ClaimMover."""
+        request = identity_pb2.ClaimWorkspaceRequest(
+            installation_id=str(installation_id),
+            slack_enterprise_id=key.enterprise_id,
+            slack_team_id=key.team_id,
+            slack_app_id=key.app_id,
+            name=name,
+        )
+        try:
+            with remote_errors():
+                await self._workspaces.ClaimWorkspace(request, timeout=_BUDGET.total_seconds())
+        except RemoteError as error:
+            if error.reason == WorkspaceTaken.reason:
+                raise WorkspaceTaken from error
+            if error.reason == "WORKSPACE_NOT_FOUND":
+                raise NotClaimed from error
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error

@@ -51,6 +51,7 @@ from interlock_token_vault.key_lifecycle import (
     Held,
     HeldDek,
     KekNotFound,
+    NotClaimed,
     RewrapRunning,
     SlackPlace,
 )
@@ -720,6 +721,23 @@ class FakeClaims:
             if owner != tenant:
                 raise WorkspaceTaken
             return False
+
+    async def move(
+        self,
+        installation_id: InstallationId,  # noqa: ARG002 - The signature is the port's.
+        key: InstallationKey,
+        name: str,  # noqa: ARG002 - As above.
+    ) -> None:
+        """Move a claim to the Enterprise that its workspace joined; see ClaimMover."""
+        with self.faults.around("claims.move"):
+            places = [place for place in self.claims if place[1] == key.team_id]
+            if not places:
+                raise NotClaimed
+            tenant = self.claims[places[0]]
+            if self.claims.get((key.enterprise_id, ""), tenant) != tenant:
+                raise WorkspaceTaken
+            del self.claims[places[0]]
+            self.claims[key.enterprise_id, key.team_id] = tenant
 
 
 def counting_ids() -> Callable[[], UUID]:

@@ -853,7 +853,7 @@ class ClaimWorkspaceRequest(_message.Message):
     NANGO_PROVIDER_CONFIG_KEY_FIELD_NUMBER: _builtins.int
     NANGO_CONNECTION_ID_FIELD_NUMBER: _builtins.int
     grant: _builtins.str
-    """The installGrant."""
+    """The installGrant; empty to move a claim."""
     installation_id: _builtins.str
     """The vault's id of the installation, a UUID."""
     slack_enterprise_id: _builtins.str

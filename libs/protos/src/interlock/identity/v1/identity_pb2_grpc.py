@@ -560,7 +560,11 @@ class WorkspaceServiceServicer:
         org-wide claim and a claim of a team inside that Enterprise exclude each
         other between tenants.
 
-        Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN.
+        Without a grant: move the claim that this very installation has to the
+        Enterprise that its workspace joined. Tenant, links and defaults stay.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN;
+        without a grant NOT_FOUND WORKSPACE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -209,7 +209,11 @@ class WorkspaceServiceStub:
     org-wide claim and a claim of a team inside that Enterprise exclude each
     other between tenants.
 
-    Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN.
+    Without a grant: move the claim that this very installation has to the
+    Enterprise that its workspace joined. Tenant, links and defaults stay.
+
+    Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN;
+    without a grant NOT_FOUND WORKSPACE_NOT_FOUND.
     """
     ReleaseWorkspace: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReleaseWorkspaceRequest, _identity_pb2.ReleaseWorkspaceResponse]
     """End a claim. Idempotent. Called by the vault."""
@@ -238,7 +242,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         org-wide claim and a claim of a team inside that Enterprise exclude each
         other between tenants.
 
-        Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN.
+        Without a grant: move the claim that this very installation has to the
+        Enterprise that its workspace joined. Tenant, links and defaults stay.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; ALREADY_EXISTS WORKSPACE_TAKEN;
+        without a grant NOT_FOUND WORKSPACE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
