@@ -1004,14 +1004,8 @@ async def test_identity_refuses_forged_cookies(
         await identity.authenticate(forge(await stage.sign_in()))
 
 
-async def test_identity_prolongs_no_session(
-    stage: Stage, identity: Identity, request: pytest.FixtureRequest
-) -> None:
+async def test_identity_prolongs_no_session(stage: Stage, identity: Identity) -> None:
     """A week after the sign-in it is over, however often identity asked."""
-    if stage.server.name == REAL:
-        # Routes that check their query drop what they do not know before the session is read.
-        reason = "get-active-member-role does not heed disableRefresh; get-active-member would"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     value = await stage.sign_in()
     await stage.server.let_pass(value, 6)
     assert (await identity.authenticate(value)).person.user_id == stage.server.users[MIA]

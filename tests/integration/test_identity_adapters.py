@@ -27,7 +27,7 @@ from interlock_identity.sessions import AuthServerUnavailable, NotAMember, NotSi
 NAME = "better-auth.session_token"
 VALUE = "4fPz.c2lnbmF0dXJl%2B%3D"
 SESSION = "/api/auth/get-session"
-ROLE = "/api/auth/organization/get-active-member-role"
+MEMBER = "/api/auth/organization/get-active-member"
 LIST = "/api/auth/organization/list"
 SIGNED_IN: dict[str, Any] = {
     "session": {
@@ -39,6 +39,7 @@ SIGNED_IN: dict[str, Any] = {
     },
     "user": {"id": "user_mia", "name": "Mia", "email": "mia@northwind.example"},
 }
+MEMBERSHIP = {"userId": "user_mia", "organizationId": "northwind", "role": "admin"}
 ORGANIZATIONS = [{"id": "contoso", "name": "Contoso"}, {"id": "northwind", "name": "Northwind"}]
 
 
@@ -50,7 +51,7 @@ class AuthServer:
     answers: dict[str, tuple[int, Any]] = field(
         default_factory=lambda: {
             SESSION: (200, SIGNED_IN),
-            ROLE: (200, {"role": "admin"}),
+            MEMBER: (200, MEMBERSHIP),
             LIST: (200, ORGANIZATIONS),
         }
     )
@@ -104,16 +105,23 @@ async def test_only_the_cookie_and_the_address_are_sent(
     assert session.role is Role.ADMIN
     assert len(session.ref) == 64
     assert not session.is_email_verified
-    first = server.requests[0]
-    assert (first.path, first.query_string) == (
-        SESSION,
-        "disableCookieCache=true&disableRefresh=true",
-    )
-    asked = {request.path: request.query_string for request in server.requests[1:]}
-    assert asked == {ROLE: "organizationId=northwind", LIST: ""}
+    assert server.requests[0].path == SESSION
+    assert {request.path for request in server.requests[1:]} == {MEMBER, LIST}
     for request in server.requests:
+        assert request.query_string == "disableCookieCache=true&disableRefresh=true"
         assert request.headers["Cookie"] == f"{NAME}={VALUE}"
         assert request.headers["X-Forwarded-For"] == "203.0.113.9"
+
+
+async def test_role_and_tenant_come_from_one_answer(
+    server: AuthServer, auth: HttpAuthServer
+) -> None:
+    """Whoever switches the organization meanwhile never gets one's role in the other."""
+    switched = {**MEMBERSHIP, "organizationId": "contoso", "role": "member"}
+    server.answers[MEMBER] = (200, switched)
+    session = await auth.authenticate(_proof())
+    assert (session.tenant.tenant_id, session.tenant.name) == ("contoso", "Contoso")
+    assert session.role is Role.MEMBER
 
 
 async def test_only_a_true_word_verifies_an_address(
@@ -174,16 +182,18 @@ async def test_the_cookie_of_an_https_server_is_taken(
     [
         (SESSION, (200, None), NotSignedIn),
         (SESSION, (401, {"code": "UNAUTHORIZED"}), NotSignedIn),
-        (ROLE, (401, {"code": "UNAUTHORIZED"}), NotSignedIn),
-        (ROLE, (400, {"code": "MEMBER_NOT_FOUND"}), NotAMember),
-        (ROLE, (400, {"code": "NO_ACTIVE_ORGANIZATION"}), NotAMember),
-        (ROLE, (403, {"code": "YOU_ARE_NOT_A_MEMBER_OF_THIS_ORGANIZATION"}), NotAMember),
-        (ROLE, (403, {"code": "USER_IS_NOT_A_MEMBER_OF_THE_ORGANIZATION"}), NotAMember),
-        (ROLE, (403, {"code": "SOMETHING_ELSE"}), AuthServerUnavailable),
-        (ROLE, (403, "blocked"), AuthServerUnavailable),
-        (ROLE, (500, {}), AuthServerUnavailable),
-        (ROLE, (200, {"role": None}), AuthServerUnavailable),
-        (ROLE, (200, []), AuthServerUnavailable),
+        (MEMBER, (401, {"code": "UNAUTHORIZED"}), NotSignedIn),
+        (MEMBER, (400, {"code": "MEMBER_NOT_FOUND"}), NotAMember),
+        (MEMBER, (400, {"code": "NO_ACTIVE_ORGANIZATION"}), NotAMember),
+        (MEMBER, (403, {"code": "YOU_ARE_NOT_A_MEMBER_OF_THIS_ORGANIZATION"}), NotAMember),
+        (MEMBER, (403, {"code": "USER_IS_NOT_A_MEMBER_OF_THE_ORGANIZATION"}), NotAMember),
+        (MEMBER, (403, {"code": "SOMETHING_ELSE"}), AuthServerUnavailable),
+        (MEMBER, (403, "blocked"), AuthServerUnavailable),
+        (MEMBER, (500, {}), AuthServerUnavailable),
+        (MEMBER, (200, {**MEMBERSHIP, "role": None}), AuthServerUnavailable),
+        (MEMBER, (200, {**MEMBERSHIP, "organizationId": ""}), AuthServerUnavailable),
+        (MEMBER, (200, {**MEMBERSHIP, "userId": "user_ben"}), AuthServerUnavailable),
+        (MEMBER, (200, []), AuthServerUnavailable),
         (SESSION, (302, {}), AuthServerUnavailable),
         (SESSION, (200, "not JSON"), AuthServerUnavailable),
         (SESSION, (200, "[" * 100_000), AuthServerUnavailable),

@@ -44,6 +44,8 @@ MAX_RETRY_AFTER = timedelta(minutes=5)
 _COOKIE_VALUE = re.compile(r"[A-Za-z0-9!#$%&'*+./:=?@^_`|~-]+")
 # Where the auth server is https it puts this before its cookie's name.
 _SECURE_PREFIX = "__Secure-"
+# From the database, and without the write that prolongs a session.
+_FRESH = {"disableCookieCache": "true", "disableRefresh": "true"}
 _NOT_A_MEMBER = frozenset(
     {
         "NO_ACTIVE_ORGANIZATION",
@@ -95,34 +97,34 @@ class HttpAuthServer:
     async def authenticate(self, proof: SessionProof) -> Session:
         """Say who is signed in; see the port."""
         headers = self._cookie.headers(proof)
-        # Fresh from the database, and without the write that prolongs a session.
-        fresh = {"disableCookieCache": "true", "disableRefresh": "true"}
-        found = await self._get("get-session", fresh, headers)
+        found = await self._get("get-session", headers)
         if found is None:
             raise NotSignedIn
         session, user = _object(found, "session"), _object(found, "user")
-        tenant_id = session.get("activeOrganizationId")
-        if tenant_id is None:
+        if session.get("activeOrganizationId") is None:
             raise NotAMember
-        tenant_id = TenantId(_id(session, "activeOrganizationId"))
-        role, organizations = await asyncio.gather(
-            self._get(
-                "organization/get-active-member-role", {"organizationId": tenant_id}, headers
-            ),
-            self._get("organization/list", {}, headers),
+        # Of get-active-member-role the newest Better Auth checks the query, and forgets there
+        # that the session must not be prolonged.
+        member, organizations = await asyncio.gather(
+            self._get("organization/get-active-member", headers),
+            self._get("organization/list", headers),
         )
+        # The organization may have been switched since; the role is of the one that it names.
+        tenant_id = TenantId(_id(_whole(member), "organizationId"))
+        if _id(member, "userId") != _id(user, "id"):
+            raise AuthServerUnavailable("the auth server answers about somebody else")
         return Session(
             person=Person(UserId(_id(user, "id")), _text(user, "name"), _text(user, "email")),
             tenant=Tenant(tenant_id, _name_of(organizations, tenant_id)),
-            role=strongest_role(_text(_whole(role), "role")),
+            role=strongest_role(_text(member, "role")),
             ref=_ref(_id(session, "id")),
             is_email_verified=user.get("emailVerified") is True,
         )
 
-    async def _get(self, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Any:
+    async def _get(self, path: str, headers: Mapping[str, str]) -> Any:
         try:
             async with self._session.get(
-                (self._api / path).with_query(query),
+                (self._api / path).with_query(_FRESH),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT.total_seconds()),
                 allow_redirects=False,
