@@ -1,7 +1,10 @@
 """Creating, migrating and reaching databases, on a real Postgres."""
 
 import asyncio
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from interlock_chassis.database import (
 )
 from interlock_chassis.errors import Unavailable
 from interlock_chassis.secret import Secret
+from interlock_cli.embedded_postgres import EmbeddedPostgres, find_binaries
 from interlock_cli.scratch_databases import ScratchDatabases
 
 FIRST = '''
@@ -270,6 +274,66 @@ async def test_a_session_that_is_cut_is_unavailable(
             await held.invalidate()
         async with engine.connect() as again:
             assert (await again.execute(text("SELECT 1"))).scalar() == 1
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    """Run a Postgres that a test may stop."""
+    folder = Path(tempfile.mkdtemp(prefix="interlock-tests-"))
+    postgres = EmbeddedPostgres(folder, binaries=find_binaries(os.environ), durable=False)
+    postgres.start()
+    try:
+        yield postgres
+    finally:
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_an_engine_outlives_a_restart_of_postgres(own_postgres: EmbeddedPostgres) -> None:
+    """With every connection of its pool cut, at most one call fails, and cleanly."""
+    async with open_engine(own_postgres.admin_url, application="x", max_size=4) as engine:
+
+        async def call() -> bool:
+            try:
+                with database_errors(Unavailable):
+                    async with engine.connect() as connection:
+                        await connection.execute(text("SELECT pg_sleep(0.05)"))
+            except Unavailable:
+                return False
+            return True
+
+        assert await asyncio.gather(*(call() for _ in range(4))) == [True] * 4
+        heard = asyncio.Event()
+        watch = await asyncpg.connect(own_postgres.admin_url.reveal())
+        watch.add_termination_listener(lambda _: heard.set())
+        own_postgres.stop()
+        own_postgres.start()
+        await asyncio.wait_for(heard.wait(), 10)
+        assert await asyncio.gather(*(call() for _ in range(4))) == [True] * 4
+        # Nothing lets the loop hear of this one before the next call.
+        own_postgres.stop()
+        own_postgres.start()
+        assert [await call() for _ in range(8)].count(False) <= 1
+        own_postgres.stop()
+        assert not await call()
+        own_postgres.start()
+        assert await call()
+
+
+async def test_an_engine_asks_nothing_but_what_it_is_asked(
+    cluster: ScratchDatabases, urls: DatabaseUrls
+) -> None:
+    """A connection that comes from the pool costs no round trip before its first statement."""
+    async with open_engine(urls.roles["chassis_test_app"], application="chassis-quiet") as engine:
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(text("SELECT 42 AS answer"))
+        async with engine.connect():
+            last = await ask(
+                cluster.admin_url,
+                "SELECT query FROM pg_stat_activity WHERE application_name = 'chassis-quiet'",
+            )
+        assert "42 AS answer" in str(last)
 
 
 @pytest.mark.parametrize("way", ["127.0.0.1:1", "?host=/nonexistent"])
