@@ -1,11 +1,16 @@
 """Edge's routes as a whole: which proof each asks for, which role may what, what JSON says."""
 
+import asyncio
+import csv
+import io
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
 import pytest
 
 from interlock_chassis.clock import SystemClock
@@ -18,6 +23,7 @@ from interlock_tokens.keysets import Keyset
 from interlock_tokens.verifying import verify_slack_grant
 from tests.support.edge_site import (
     APP,
+    DAY,
     HOME,
     KEYS,
     LINK,
@@ -315,20 +321,56 @@ async def test_an_uninstall_is_done_by_the_vault_or_explained(site: Site) -> Non
     assert "Please uninstall in Slack" in explained.text
 
 
+FORMULAS = ['=cmd|"/c"', "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+
+
 async def test_linked_users_are_a_table_that_calculates_nothing(site: Site) -> None:
-    """CSV of all pages; a name that is a formula is text."""
-    evil = user_mapping()
-    site.identity.mappings = [evil, type(evil)(**_fields(evil) | {"user_name": '=cmd|"/c"'})]
+    """CSV of all pages, with when each link was used; a name that is a formula is text."""
+    used = replace(user_mapping(), user_name="Bo, b", last_used_at=DAY)
+    site.identity.mappings = [
+        used,
+        *(replace(used, user_name=name, last_used_at=None) for name in FORMULAS),
+    ]
     answer = await site.get(f"{WSW}/users.csv", "ann")
-    assert answer.headers["Content-Type"].startswith("text/csv")
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
     assert 'filename="linked-users-T0ACME.csv"' in answer.headers["Content-Disposition"]
-    lines = answer.text.splitlines()
-    assert len(lines) == 1 + 4
-    assert "\"'=cmd" in lines[2]
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Request-Id"]
+    columns, *rows = csv.reader(io.StringIO(answer.text, newline=""))
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [each["name"] for each in found] == ["Bo, b", *(f"'{name}" for name in FORMULAS)] * 2
+    assert found[0]["lastUsedAt"] == found[0]["linkedAt"] == "2026-11-24T09:30:00.000Z"
+    assert found[1]["lastUsedAt"] == ""
+    head = await site.ask("HEAD", f"{WSW}/users.csv", headers=cookies_of("ann", {}))
+    assert (head.status, head.body) == (200, b"")
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
+async def test_a_long_list_is_read_as_the_browser_takes_it(site: Site) -> None:
+    """The first rows come before the last are asked for; who takes none, asks for no more."""
+    rows = [replace(user_mapping(), user_name="n" * 5000)] * 200
+    site.identity.pages = [rows] * 200
+    url = f"http://127.0.0.1:{site.port}{WSW}/users.csv"
+    headers = {"Host": "127.0.0.1:8080"} | cookies_of("ann", {})
+    answer = await site.http.get(url, headers=headers)
+    assert answer.status == 200
+    assert (await answer.content.readexactly(11)) == b"slackTeamId"
+    # 200 MB in all, of which the two ends of the connection hold some.
+    assert len(site.identity.pages_asked) < 60
+    answer.close()
+    async with asyncio.timeout(20):
+        while not site.served(f"{ONE}/users.csv"):  # noqa: ASYNC110 - A counter wakes nobody.
+            await asyncio.sleep(0.01)
+    assert len(site.identity.pages_asked) < 60
+
+
+async def test_a_list_that_breaks_off_is_not_taken_for_whole(site: Site) -> None:
+    """The connection is cut; where nothing was sent yet, the reason is a page."""
+    site.identity.mappings = [user_mapping()]
+    site.identity.fail["page-2"] = refusal(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    with pytest.raises(aiohttp.ClientError):
+        await site.get(f"{WSW}/users.csv", "ann")
+    site.identity.fail["list"] = refusal(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert (await site.get(f"{WSW}/users.csv", "ann")).status == 503
 
 
 # POST /link/create.

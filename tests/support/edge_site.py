@@ -109,6 +109,8 @@ class FakeIdentity:
     )
     offers: dict[str, LinkOffer] = field(default_factory=dict)
     mappings: list[UserMapping] = field(default_factory=list)
+    pages: list[list[UserMapping]] = field(default_factory=list)
+    pages_asked: list[str] = field(default_factory=list)
     fail: dict[str, RemoteError] = field(default_factory=dict)
     addresses: list[str] = field(default_factory=list)
     described: int = 0
@@ -192,11 +194,16 @@ class FakeIdentity:
     async def list_mappings(
         self, proof: SessionProof, workspace_id: str, page_token: str, *, page_size: int = 0
     ) -> Page[UserMapping]:
-        """List what was given, on two pages."""
+        """List what was given: on two pages, or as pages were given."""
         self._workspace(await self.authenticate(proof), workspace_id)
-        if page_token not in {"", "page-2"}:
+        self._fail(page_token or "list")
+        self.pages_asked.append(page_token)
+        pages = self.pages or [self.mappings] * 2
+        tokens = ["", *(f"page-{number}" for number in range(2, len(pages) + 1))]
+        if page_token not in tokens:
             raise refusal(Kind.INVALID, "INVALID_PAGE_TOKEN")
-        return Page(tuple(self.mappings), "" if page_token else "page-2")
+        number = tokens.index(page_token)
+        return Page(tuple(pages[number]), [*tokens, ""][number + 1])
 
     async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
         """Note it."""
@@ -389,6 +396,12 @@ class Site:
     def audited(self, event: str) -> float:
         """Read the counter of audit lines."""
         return self.registry.get_sample_value("interlock_edge_audited_total", {"event": event}) or 0
+
+    def served(self, route: str) -> float:
+        """Tell how many requests of a route have come to their end."""
+        labels = {"route": route, "method": "GET", "status": "200"}
+        name = "interlock_edge_request_seconds_count"
+        return self.registry.get_sample_value(name, labels) or 0
 
     async def rows(self) -> list[asyncpg.Record]:
         """Read the inbox as nobody but its owner can."""

@@ -132,16 +132,15 @@ class Administering:
 
     async def export_links(
         self, proof: SessionProof, workspace_id: str
-    ) -> AsyncIterator[UserMapping]:
-        """Walk over every linked user, newest first."""
+    ) -> AsyncIterator[tuple[UserMapping, ...]]:
+        """Walk over every linked user, newest first, up to 200 at a time."""
         _require_workspace_id(workspace_id)
         token = ""
         while True:
             page = await self._identity.list_mappings(
                 proof, workspace_id, token, page_size=_EXPORT_PAGE
             )
-            for mapping in page.items:
-                yield mapping
+            yield page.items
             token = page.next_token
             if not token:
                 return

@@ -30,6 +30,7 @@ from interlock_gateway.edge.problems import INTERNAL, Problem, problem_of, probl
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 _HALF_A_YEAR_S = 15_552_000
 _UNMATCHED = "unmatched"
+_REQUEST_ID = web.RequestKey("request_id", str)
 
 
 class WrongHost(ServiceError):
@@ -96,6 +97,7 @@ def make_app(
         pages=pages, browser=browser, proxies=proxies, metrics=metrics, addresses=addresses
     )
     app = web.Application(middlewares=[frame.middleware])
+    app.on_response_prepare.append(frame.add_headers)
     app.add_routes(routes)
     return app
 
@@ -127,8 +129,8 @@ class _Frame:
         started = time.monotonic()
         try:
             with request_id_scope(new_request_id()) as request_id:
+                request[_REQUEST_ID] = request_id
                 response = await self._answer(request, handler, request_id)
-                self._add_headers(response, request_id)
                 self._record(request, response.status, time.monotonic() - started)
                 return response
         finally:
@@ -203,7 +205,8 @@ class _Frame:
         is_page = request.method == "GET" and not request.query_string
         return self._browser.sign_in_url(request.path if is_page else paths.HOME)
 
-    def _add_headers(self, response: web.StreamResponse, request_id: str) -> None:
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add what every answer has, before its first byte."""
         headers = response.headers
         headers["Server"] = "interlock"
         headers["X-Content-Type-Options"] = "nosniff"
@@ -214,7 +217,7 @@ class _Frame:
         headers.setdefault("Cache-Control", "no-store")
         if response.status != HTTPStatus.UNAUTHORIZED:
             # Every 401 is the same, byte for byte.
-            headers["X-Request-Id"] = request_id
+            headers["X-Request-Id"] = request[_REQUEST_ID]
         if self._is_https:
             headers["Strict-Transport-Security"] = f"max-age={_HALF_A_YEAR_S}"
 

@@ -1,7 +1,5 @@
 """The dashboard: workspaces, their linked users, and every read of a token."""
 
-import csv
-import io
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -13,15 +11,13 @@ from interlock_chassis.errors import ServiceError
 from interlock_gateway.edge import paths
 from interlock_gateway.edge.administering import Administering
 from interlock_gateway.edge.browser import Browser, Visit, end_cookie
+from interlock_gateway.edge.csv_stream import send_csv
 from interlock_gateway.edge.install_routes import INSTALL_FORM
 from interlock_gateway.edge.link_routes import RECEIPT_COOKIE
 from interlock_gateway.edge.pages import Pages
 from interlock_gateway.edge.policy import Action
 from interlock_gateway.edge.ports import Page, UserMapping
 from interlock_gateway.edge.slack_urls import SlackUrls
-
-# Texts that a spreadsheet would take for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class WorkspaceRoutes:
@@ -118,21 +114,14 @@ class WorkspaceRoutes:
             uninstall_token=self._browser.form_token(visit, _uninstalling(workspace.workspace_id)),
         )
 
-    async def _users_csv(self, request: web.Request) -> web.Response:
+    async def _users_csv(self, request: web.Request) -> web.StreamResponse:
         visit = await self._browser.visit(request, Action.EXPORT_LINKS)
         workspace = await self._administering.get_workspace(visit.proof, _id(request))
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(_COLUMNS)
-        async for link in self._administering.export_links(visit.proof, workspace.workspace_id):
-            table.writerow(_row(link))
-        # The id is of our own making; a name from Slack has no place in a header.
+        pages = self._administering.export_links(visit.proof, workspace.workspace_id)
+        # The id is of Slack's plain characters; a name has no place in a header.
         name = f"linked-users-{workspace.slack_team_id}.csv"
-        return web.Response(
-            text=text.getvalue(),
-            content_type="text/csv",
-            headers={"Content-Disposition": f'attachment; filename="{name}"'},
-        )
+        parts = (map(_row, page) async for page in pages)
+        return await send_csv(request, name, _COLUMNS, parts)
 
     async def _unlink(self, request: web.Request) -> web.Response:
         mapping_id = request.query.get("mapping", "")
@@ -181,14 +170,15 @@ _COLUMNS = (
 
 
 def _row(link: UserMapping) -> list[str]:
-    cells = [link.slack_team_id, link.slack_user_id, link.user_id, link.user_name, link.user_email]
-    used = _instant(link.last_used_at) if link.last_used_at else ""
-    return [_harmless(each) for each in cells] + [_instant(link.linked_at), used]
-
-
-def _harmless(text: str) -> str:
-    """Keep a spreadsheet from calculating what somebody chose as their name."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return [
+        link.slack_team_id,
+        link.slack_user_id,
+        link.user_id,
+        link.user_name,
+        link.user_email,
+        _instant(link.linked_at),
+        _instant(link.last_used_at) if link.last_used_at else "",
+    ]
 
 
 async def _go_home(_request: web.Request) -> web.Response:
