@@ -141,6 +141,13 @@ def migrate(owner_url: Secret[str], plan: DatabasePlan, revision: str = "head") 
     _run_to_end(bring_to(owner_url, plan.migrations, plan.schema, revision, lock=_MIGRATE_LOCK))
 
 
+def list_versions(plan: DatabasePlan) -> list[str]:
+    """List the versions that a service's code brings, the newest first."""
+    from interlock_chassis.migrating import passed_versions  # noqa: PLC0415 - As in `migrate`.
+
+    return passed_versions(plan.migrations)
+
+
 @asynccontextmanager
 async def open_pool(
     url: Secret[str],

@@ -36,8 +36,21 @@ async def bring_to(
         await keeper.execute("SELECT pg_advisory_lock($1)", lock)
         await keeper.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
         await _run(url, config, schema, revision)
+        # A process may find out whether its database is as new as its code. Nobody but
+        # the service's own roles may look into the schema.
+        await keeper.execute(f'GRANT SELECT ON "{schema}".alembic_version TO PUBLIC')
     finally:
         await keeper.close()
+
+
+def passed_versions(package: str) -> list[str]:
+    """List the versions of a package, the newest first.
+
+    Args:
+        package: Holds the folder `versions`.
+    """
+    script = ScriptDirectory.from_config(_config_of(package))
+    return [step.revision for step in script.walk_revisions()]
 
 
 async def _run(url: Secret[str], config: Config, schema: str, revision: str) -> None:

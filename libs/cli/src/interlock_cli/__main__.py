@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from interlock_cli import audit_commands, backup_commands, identity_commands, key_commands
+from interlock_cli import (
+    audit_commands,
+    backup_commands,
+    doctor_commands,
+    identity_commands,
+    key_commands,
+)
 
 app = typer.Typer(
     name="interlock",
@@ -21,6 +27,7 @@ _DATA_DIR = Path(".interlock")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(identity_commands.app, name="identity")
+app.command()(doctor_commands.doctor)
 app.command()(key_commands.freeze)
 app.command()(key_commands.unfreeze)
 app.command()(backup_commands.backup)
