@@ -392,10 +392,7 @@ async def test_a_page_token_that_is_not_ours_is_refused(house: House, token: str
 
 async def test_what_is_not_served_yet_says_so(house: House) -> None:
     """Every other RPC of the contract is UNIMPLEMENTED for those who may call it."""
-    worker = house.tokens()
     calls: list[Awaitable[Any]] = [
-        worker.ApplyRevocation(pb.ApplyRevocationRequest(grant="x"), timeout=5),
-        worker.Uninstall(pb.UninstallRequest(grant="x"), timeout=5),
         house.operator().ImportToken(
             pb.ImportTokenRequest(tenant_id="x", bot_token="x"), timeout=5
         ),

@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -75,11 +75,12 @@ PEERS = (
 
 @dataclass
 class Slack:
-    """Slack's three methods over HTTP; answers by code and by token."""
+    """Slack's methods over HTTP; answers by code and by token."""
 
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     living: dict[str, dict[str, Any]] = field(default_factory=dict)
     revoked: list[str] = field(default_factory=list)
+    uninstalled: list[str] = field(default_factory=list)
     exchanges: int = 0
 
     def app(self) -> web.Application:
@@ -88,6 +89,7 @@ class Slack:
         app.router.add_post("/api/oauth.v2.access", self._exchange)
         app.router.add_post("/api/auth.test", self._test)
         app.router.add_post("/api/auth.revoke", self._revoke)
+        app.router.add_post("/api/apps.uninstall", self._uninstall)
         return app
 
     def give(self, code: str, token: str, workspace: Workspace, **changes: Any) -> None:
@@ -133,6 +135,22 @@ class Slack:
         del self.living[token]
         return web.json_response({"ok": True, "revoked": True})
 
+    def remove_app(self, team_id: str) -> None:
+        """End every token of a team, or of an Enterprise named as one."""
+        self.uninstalled.append(team_id)
+        self.living = {
+            token: whose for token, whose in self.living.items() if whose["team_id"] != team_id
+        }
+
+    async def _uninstall(self, request: web.Request) -> web.Response:
+        fields, whose = await request.post(), self.living.get(_bearer(request))
+        if whose is None:
+            return web.json_response({"ok": False, "error": "invalid_auth"})
+        if (fields["client_id"], fields["client_secret"]) != (CLIENT_ID, _CLIENT_SECRET):
+            return web.json_response({"ok": False, "error": "bad_client_secret"})
+        self.remove_app(whose["team_id"])
+        return web.json_response({"ok": True})
+
 
 def _bearer(request: web.Request) -> str:
     return request.headers["Authorization"].removeprefix("Bearer ")
@@ -144,6 +162,7 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
     def __init__(self, tenant_of: Mapping[str, str]) -> None:
         self.tenant_of = tenant_of
         self.claims: dict[tuple[str, str], str] = {}
+        self.holders: dict[tuple[str, str], str] = {}
         self.error: ServiceError | None = None
 
     async def ClaimWorkspace(  # noqa: N802 - gRPC's name.
@@ -164,7 +183,22 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         was_claimed = place in self.claims
         if self.claims.setdefault(place, tenant) != tenant:
             raise WorkspaceTaken
+        self.holders[place] = request.installation_id
         return identity_pb2.ClaimWorkspaceResponse(was_claimed=was_claimed)
+
+    async def ReleaseWorkspace(  # noqa: N802 - gRPC's name.
+        self,
+        request: identity_pb2.ReleaseWorkspaceRequest,
+        context: object,  # noqa: ARG002 - As above.
+    ) -> identity_pb2.ReleaseWorkspaceResponse:
+        """End a claim, unless another installation holds it by now."""
+        if self.error is not None:
+            raise self.error
+        place = (request.slack_enterprise_id, request.slack_team_id)
+        was_claimed = self.holders.get(place) == request.installation_id
+        if was_claimed:
+            del self.holders[place], self.claims[place]
+        return identity_pb2.ReleaseWorkspaceResponse(was_claimed=was_claimed)
 
 
 class WatchedKms(FakeKms):
@@ -288,7 +322,11 @@ class House:
         return self.kms.faults.calls["kms.unwrap"]
 
     def slack_grant(
-        self, workspace: Workspace = NORTHWIND, *, age: timedelta = timedelta(0)
+        self,
+        workspace: Workspace = NORTHWIND,
+        *,
+        age: timedelta = timedelta(0),
+        event_type: str = "app_mention",
     ) -> str:
         """Sign a slackGrant as edge does, some time ago."""
         now = datetime.now(UTC) - age
@@ -300,7 +338,7 @@ class House:
             slack_user_id="U0MIA",
             slack_user_team_id=workspace.team_id,
             event_key="Ev0",
-            event_type="app_mention",
+            event_type=event_type,
             body_sha256="a" * 64,
             event_at=now,
             is_stranger=False,
@@ -357,6 +395,30 @@ class House:
             self.tokens(peer).ReadBotToken(request, timeout=5)
         )
         return released
+
+    async def revocation(
+        self,
+        event_type: str,
+        workspace: Workspace = NORTHWIND,
+        *,
+        users: Sequence[str] = (),
+        bots: Sequence[str] = (),
+    ) -> pb.ApplyRevocationResponse:
+        """Pass an uninstall or revocation event on, as the worker does."""
+        request = pb.ApplyRevocationRequest(
+            grant=self.slack_grant(workspace, event_type=event_type),
+            user_ids=users,
+            bot_user_ids=bots,
+        )
+        applied: pb.ApplyRevocationResponse = await ask(
+            self.tokens().ApplyRevocation(request, timeout=TIMEOUT_S)
+        )
+        return applied
+
+    async def uninstall(self, workspace: Workspace = NORTHWIND) -> None:
+        """Uninstall at an administrator's word, as the worker does."""
+        grant = self.admin_grant(AdminPurpose.UNINSTALL, workspace)
+        await ask(self.tokens().Uninstall(pb.UninstallRequest(grant=grant), timeout=TIMEOUT_S))
 
     async def records(self, action: str) -> "list[Record]":
         """Read the audit log's records of an action past the vault, oldest first."""

@@ -38,6 +38,7 @@ from interlock_token_vault.adapters.postgres_backup import PostgresBackup
 from interlock_token_vault.adapters.postgres_installs import PostgresInstalls
 from interlock_token_vault.adapters.postgres_keys import PostgresKeys
 from interlock_token_vault.adapters.postgres_rotation import PostgresRotation, open_news
+from interlock_token_vault.adapters.postgres_uninstalls import PostgresUninstalls
 from interlock_token_vault.adapters.probed_keks import ProbedKeks
 from interlock_token_vault.adapters.registered_apps import RegisteredApps
 from interlock_token_vault.adapters.remote_kms import RemoteKms
@@ -76,6 +77,7 @@ from interlock_token_vault.rpc import (
     record_refused_call,
 )
 from interlock_token_vault.store_rpc import StoreRpc
+from interlock_token_vault.uninstalling import Uninstalling
 from interlock_token_vault.vault import DatabaseUnavailable, TokenVault
 from interlock_tokens.keysets import Keyset
 
@@ -134,19 +136,28 @@ async def running(
         stack.push_async_callback(refusals.close)
         keys = _make_keys(settings, kms)
         renewing = await _open_renewing(stack, settings, parts, keys, failpoint)
+        uninstalling = _make_uninstalling(settings, parts, keys, renewing)
         installing, server = build_server(
-            settings, parts, store, refusals, keys=keys, renewing=renewing
+            settings,
+            parts,
+            store,
+            refusals,
+            keys=keys,
+            renewing=renewing,
+            uninstalling=uninstalling,
         )
         if renewing is not None:
             await renewing.replay()
             chores.append(_Chore(_REFRESH_EVERY, renewing.run_due))
         chores += [
             _Chore(_SWEEP_EVERY, installing.sweep),
+            _Chore(_SWEEP_EVERY, uninstalling.sweep),
             _Chore(_FLUSH_EVERY, refusals.flush),
             _Chore(_PARTITIONS_EVERY, store.make_partitions),
         ]
         await stack.enter_async_context(_doing(chores))
         stack.push_async_callback(installing.drain)
+        stack.push_async_callback(uninstalling.drain)
         port = await server.start()
         stack.push_async_callback(_stop_taking, server, renewing)
         ops_port = await stack.enter_async_context(
@@ -226,6 +237,19 @@ async def _open_renewing(
         news=await stack.enter_async_context(open_news(parts.pool)),
         client_id=ClientId(settings.slack_client_id),
         clock=clock,
+    )
+
+
+def _make_uninstalling(
+    settings: VaultSettings, parts: _Parts, keys: KmsKeys, renewing: Renewing | None
+) -> Uninstalling:
+    return Uninstalling(
+        store=PostgresUninstalls(parts.pool, parts.journal),
+        keys=keys,
+        slack=parts.slack,
+        claims=IdentityClaims(parts.identity),
+        renewals=renewing,
+        environment=settings.environment.value,
     )
 
 
@@ -351,6 +375,7 @@ def build_server(
     *,
     keys: KmsKeys,
     renewing: Renewing | None,
+    uninstalling: Uninstalling,
 ) -> tuple[Installing, RpcServer]:
     """Put the process together around its connections.
 
@@ -386,6 +411,7 @@ def build_server(
     add_services(
         server,
         vault=vault,
+        uninstalling=uninstalling,
         operator=OperatorRpc(  # type: ignore[abstract] # As TokenRpc.
             vault,
             AuditExport(store),

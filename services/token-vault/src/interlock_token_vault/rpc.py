@@ -37,6 +37,7 @@ from interlock_token_vault.domain.installation import (
 from interlock_token_vault.install_ports import InstallAsk
 from interlock_token_vault.installing import Installing
 from interlock_token_vault.refusals import Refusals
+from interlock_token_vault.uninstalling import Outcome, Revocation, Uninstalling
 from interlock_token_vault.vault import (
     AuditCursor,
     InvalidPageToken,
@@ -124,6 +125,8 @@ CALLERS: CallerTable = {
 CAPS: Mapping[str, timedelta] = {
     f"/{_V1}.InstallService/CompleteOAuthInstall": timedelta(seconds=30),
     f"/{_V1}.InstallService/CompleteNangoInstall": timedelta(seconds=30),
+    f"/{_V1}.TokenService/ApplyRevocation": timedelta(seconds=30),
+    f"/{_V1}.TokenService/Uninstall": timedelta(seconds=30),
     f"/{_V1}.OperatorService/RewrapKeys": timedelta(minutes=30),
     f"/{_V1}.OperatorService/RekeyInstallation": timedelta(seconds=30),
     f"/{_V1}.OperatorService/ExportAudit": timedelta(minutes=30),
@@ -144,6 +147,15 @@ _BOT_PURPOSES = (
     AdminPurpose.NOTICE,
     AdminPurpose.RESUME,
 )
+
+# What Slack says when the app, or a token, has gone.
+_UNINSTALLED = "app_uninstalled"
+_ENDINGS = frozenset({_UNINSTALLED, "tokens_revoked"})
+_OUTCOMES = {
+    Outcome.STALE: pb.REVOCATION_OUTCOME_STALE,
+    Outcome.PURGED: pb.REVOCATION_OUTCOME_PURGED,
+    Outcome.ALREADY_PURGED: pb.REVOCATION_OUTCOME_ALREADY_PURGED,
+}
 
 # About 1 kB each: the events of the last minutes, at a few hundred a second.
 _MAX_VERIFIED = 4096
@@ -216,6 +228,34 @@ class GrantReader:
         async with self._recorded():
             grant = verify_slack_grant(token, self._keyset, now=self._clock.now())
             return self._key(grant.workspace), grant.slack_user_id, _origin_of(grant)
+
+    async def for_revocation(self, token: str) -> tuple[InstallationKey, str, Origin]:
+        """Take what may have ended from the grant of an event that says so.
+
+        Returns:
+            The installation, the event's type, and who asks.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+            PurposeNotGranted: It is of another event.
+        """
+        async with self._recorded():
+            grant = verify_slack_grant(token, self._keyset, now=self._clock.now())
+            if grant.event_type not in _ENDINGS:
+                raise PurposeNotGranted
+            return self._key(grant.workspace), grant.event_type, _origin_of(grant)
+
+    async def for_uninstall(self, token: str) -> tuple[InstallationKey, Origin]:
+        """Take what is to end from an administrator's grant.
+
+        Raises:
+            InvalidToken: The grant does not verify.
+            PurposeNotGranted: It is for another purpose.
+        """
+        async with self._recorded():
+            grant = verify_admin_grant(token, self._keyset, now=self._clock.now())
+            require_purpose(grant, AdminPurpose.UNINSTALL)
+            return self._key(grant.workspace), _origin_of(grant)
 
     async def for_audit(self, token: str) -> InstallationKey:
         """Take the installation from a grant that lets its bearer list the audit log.
@@ -321,10 +361,11 @@ class InstallRpc(services.InstallServiceServicer):
 
 
 class TokenRpc(services.TokenServiceServicer):
-    """TokenService. Revocation and uninstall are not served yet."""
+    """TokenService."""
 
-    def __init__(self, vault: TokenVault, grants: GrantReader) -> None:
+    def __init__(self, vault: TokenVault, uninstalling: Uninstalling, grants: GrantReader) -> None:
         self._vault = vault
+        self._uninstalling = uninstalling
         self._grants = grants
 
     @override
@@ -369,6 +410,36 @@ class TokenRpc(services.TokenServiceServicer):
             expires_at=timestamp(released.expires_at),
         )
 
+    @override
+    async def ApplyRevocation(
+        self,
+        request: pb.ApplyRevocationRequest,
+        context: "_Context[pb.ApplyRevocationRequest, pb.ApplyRevocationResponse]",
+    ) -> pb.ApplyRevocationResponse:
+        key, event_type, origin = await self._grants.for_revocation(request.grant)
+        applied = await self._uninstalling.apply(
+            Revocation(
+                key=key,
+                is_uninstall=event_type == _UNINSTALLED,
+                user_ids=frozenset(request.user_ids),
+                names_bot=bool(request.bot_user_ids),
+                origin=origin,
+            )
+        )
+        return pb.ApplyRevocationResponse(
+            outcome=_OUTCOMES[applied.outcome], users_purged=applied.users_purged
+        )
+
+    @override
+    async def Uninstall(
+        self,
+        request: pb.UninstallRequest,
+        context: "_Context[pb.UninstallRequest, pb.UninstallResponse]",
+    ) -> pb.UninstallResponse:
+        key, origin = await self._grants.for_uninstall(request.grant)
+        await self._uninstalling.uninstall(key, origin)
+        return pb.UninstallResponse()
+
     async def _ask(self, read: pb.ReadBotTokenRequest, patience: timedelta) -> ReadAsk:
         key, origin = await self._grants.for_bot(read.grant)
         return ReadAsk(key, origin, read.newer_than_generation, patience=patience)
@@ -403,6 +474,7 @@ def add_services(
     *,
     vault: TokenVault,
     installing: Installing,
+    uninstalling: Uninstalling,
     grants: GrantReader,
     operator: services.OperatorServiceServicer,
     store: services.InstallationStoreServiceServicer,
@@ -418,7 +490,7 @@ def add_services(
     )
     server.add(
         services.add_TokenServiceServicer_to_server,
-        TokenRpc(vault, grants),  # type: ignore[abstract] # The rest is UNIMPLEMENTED.
+        TokenRpc(vault, uninstalling, grants),
         f"{_V1}.TokenService",
     )
     server.add(

@@ -18,7 +18,7 @@ _BUDGET = timedelta(seconds=5)
 
 
 class IdentityClaims:
-    """The ports Claims and ClaimMover over identity's WorkspaceService."""
+    """The ports Claims, ClaimMover and Releases over identity's WorkspaceService."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
@@ -67,4 +67,17 @@ class IdentityClaims:
                 raise WorkspaceTaken from error
             if error.reason == "WORKSPACE_NOT_FOUND":
                 raise NotClaimed from error
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+
+    async def release(self, installation_id: InstallationId, key: InstallationKey) -> None:
+        """End the claim that an installation holds; see Releases."""
+        request = identity_pb2.ReleaseWorkspaceRequest(
+            installation_id=str(installation_id),
+            slack_enterprise_id=key.enterprise_id,
+            slack_team_id=key.team_id,
+        )
+        try:
+            with remote_errors():
+                await self._workspaces.ReleaseWorkspace(request, timeout=_BUDGET.total_seconds())
+        except RemoteError as error:
             raise IdentityUnavailable(metadata={"cause": error.reason}) from error

@@ -55,6 +55,7 @@ from interlock_token_vault.key_lifecycle import (
     RewrapRunning,
     SlackPlace,
 )
+from interlock_token_vault.uninstalling import OpenUninstall, Tombstone
 from interlock_token_vault.vault import (
     AuditCursor,
     InstallationNotFound,
@@ -217,11 +218,19 @@ class _AttemptRow:
     ended_at: datetime | None = None
 
 
+@dataclass(slots=True)
+class _UninstallRow:
+    begun: OpenUninstall
+    asked_at: datetime
+    tried_at: datetime
+
+
 class MemoryStore:
-    """A VaultStore and an InstallStore.
+    """A VaultStore, an InstallStore, a KeyStore and an UninstallStore.
 
     Attributes:
         records: The audit log.
+        tombstones: What was purged.
     """
 
     def __init__(self, clock: ManualClock, *, chain_id: UUID, faults: Faults | None = None) -> None:
@@ -232,6 +241,9 @@ class MemoryStore:
         self.deks: dict[InstallationId, WrappedDek] = {}
         self.stops: dict[tuple[InstallationId | None, Stop], str] = {}
         self._attempts: dict[str, _AttemptRow] = {}
+        self.tombstones: list[Tombstone] = []
+        self._released: dict[Tombstone, datetime] = {}
+        self._uninstalls: dict[InstallationId, _UninstallRow] = {}
         self._is_rewrapping = False
         self._clock = clock
         self._chain = AuditChain(chain_id)
@@ -560,6 +572,110 @@ class MemoryStore:
             self._forget(installation_id)
             self._append([event])
 
+    # What uninstalling needs.
+
+    async def find_meant(self, key: InstallationKey) -> Sequence[InstallationId]:
+        """Find what an event may mean; see UninstallStore."""
+        with self.faults.around("store.find_meant"):
+            return [
+                each.id
+                for each in self.installations.values()
+                if each.state is InstallationState.ACTIVE
+                and (each.key.client_id, each.key.app_id) == (key.client_id, key.app_id)
+                and (
+                    (key.team_id and each.key.team_id == key.team_id)
+                    or (
+                        key.enterprise_id
+                        and not each.key.team_id
+                        and each.key.enterprise_id == key.enterprise_id
+                    )
+                )
+            ]
+
+    async def is_held_back(self, installation_id: InstallationId) -> bool:
+        """Tell whether it waits for a look after a restore; see UninstallStore."""
+        with self.faults.around("store.is_held_back"):
+            return any((each, Stop.HELD) in self.stops for each in (installation_id, None))
+
+    async def begin_uninstall(self, installation_id: InstallationId, event: AuditEvent) -> None:
+        """Write an uninstall down; see UninstallStore."""
+        with self.faults.around("store.begin_uninstall"):
+            found = self.installations.get(installation_id)
+            if found is None or found.state is not InstallationState.ACTIVE:
+                raise InstallationNotFound
+            now = self._clock.now()
+            begun = OpenUninstall(installation_id, event.origin.grant_id, event.origin.subject)
+            self._uninstalls[installation_id] = _UninstallRow(begun, now, now)
+            self._append([event])
+
+    async def list_open_uninstalls(self, quiet: timedelta, limit: int) -> Sequence[OpenUninstall]:
+        """List uninstalls to be ended, and note the try; see UninstallStore."""
+        with self.faults.around("store.list_open_uninstalls"):
+            now = self._clock.now()
+            rows = [
+                row
+                for installation_id, row in self._uninstalls.items()
+                for installed_at in [self.installations[installation_id].installed_at]
+                if row.tried_at <= now - quiet and installed_at and installed_at <= row.asked_at
+            ]
+            rows = sorted(rows, key=lambda row: row.tried_at)[:limit]
+            for row in rows:
+                row.tried_at = now
+            return [row.begun for row in rows]
+
+    async def purge(self, installation: Installation, event: AuditEvent) -> None:
+        """Destroy an installation, leaving a tombstone; see UninstallStore."""
+        with self.faults.around("store.purge"):
+            found = self.installations.get(installation.id)
+            if found is None or found.generation != installation.generation:
+                raise StaleGeneration
+            self._forget(installation.id)
+            self.tombstones.append(Tombstone(installation.id, installation.key))
+            self._append([event])
+
+    async def purge_user(
+        self, installation_id: InstallationId, sealed: SealedToken, event: AuditEvent
+    ) -> bool:
+        """Delete a user's tokens; see UninstallStore."""
+        with self.faults.around("store.purge_user"):
+            tokens = self.tokens.get(installation_id, ())
+            if sealed not in tokens:
+                return False
+            self.tokens[installation_id] = tuple(
+                each for each in tokens if each.user_id != sealed.user_id
+            )
+            self._append([event])
+            return True
+
+    async def list_unreleased(self, limit: int) -> Sequence[Tombstone]:
+        """List tombstones with claims; see UninstallStore."""
+        with self.faults.around("store.list_unreleased"):
+            return [each for each in self.tombstones if each not in self._released][:limit]
+
+    async def find_unreleased(self, key: InstallationKey) -> Sequence[Tombstone]:
+        """List those of one name; see UninstallStore."""
+        with self.faults.around("store.find_unreleased"):
+            return [
+                each for each in self.tombstones if each not in self._released and each.key == key
+            ]
+
+    async def note_released(self, installation_id: InstallationId) -> None:
+        """Note that a claim is released; see UninstallStore."""
+        with self.faults.around("store.note_released"):
+            for each in self.tombstones:
+                if each.installation_id == installation_id:
+                    self._released.setdefault(each, self._clock.now())
+
+    async def prune_tombstones(self, older_than: timedelta) -> None:
+        """Delete old tombstones; see UninstallStore."""
+        with self.faults.around("store.prune_tombstones"):
+            limit = self._clock.now() - older_than
+            self.tombstones = [
+                each
+                for each in self.tombstones
+                if each not in self._released or self._released[each] >= limit
+            ]
+
     def _find(self, key: InstallationKey | None, user_id: str = "") -> Loaded | None:
         for installation in self.installations.values():
             if installation.key != key or installation.state is not InstallationState.ACTIVE:
@@ -632,6 +748,7 @@ class MemoryStore:
         self.installations.pop(installation_id, None)
         self.tokens.pop(installation_id, None)
         self.deks.pop(installation_id, None)
+        self._uninstalls.pop(installation_id, None)
 
     def _append(self, events: Iterable[AuditEvent]) -> None:
         records = self._chain.extend(events, self._clock.now())
@@ -647,12 +764,14 @@ class FakeSlack:
         codes: What each unused code is exchanged for.
         identities: Whose each living token is.
         revoked: The tokens that were revoked, in order.
+        uninstalled: The places that the app was removed from, in order.
     """
 
     faults: Faults = field(default_factory=Faults)
     codes: dict[str, ExchangeAnswer] = field(default_factory=dict)
     identities: dict[str, BotIdentity] = field(default_factory=dict)
     revoked: list[str] = field(default_factory=list)
+    uninstalled: list[tuple[str, str]] = field(default_factory=list)
 
     async def exchange(self, code: Secret[str], redirect_uri: str) -> ExchangeAnswer:  # noqa: ARG002 - The signature is the port's.
         """Exchange a code; see Slack."""
@@ -684,6 +803,21 @@ class FakeSlack:
             del self.identities[token.reveal()]
             self.revoked.append(token.reveal())
 
+    async def uninstall(self, token: Secret[str]) -> None:
+        """Remove the app from where the token belongs; see SlackExit."""
+        with self.faults.around("slack.uninstall"):
+            self.remove_app(self._living(token))
+
+    def remove_app(self, place: BotIdentity) -> None:
+        """Remove the app from a place, with all its tokens there."""
+        where = (place.enterprise_id, place.team_id)
+        self.uninstalled.append(where)
+        self.identities = {
+            token: identity
+            for token, identity in self.identities.items()
+            if (identity.enterprise_id, identity.team_id) != where
+        }
+
     def _living(self, token: Secret[str]) -> BotIdentity:
         identity = self.identities.get(token.reveal())
         if identity is None:
@@ -698,18 +832,20 @@ class FakeClaims:
     Attributes:
         tenant_of: Whose grants these are; a grant that is not here has expired.
         claims: Whose each workspace is.
+        holders: The installation that each claim stands for.
     """
 
     faults: Faults = field(default_factory=Faults)
     tenant_of: dict[str, TenantId] = field(default_factory=dict)
     claims: dict[tuple[str, str], TenantId] = field(default_factory=dict)
+    holders: dict[tuple[str, str], InstallationId] = field(default_factory=dict)
 
     async def claim(
         self,
         grant: Secret[str],
-        installation_id: InstallationId,  # noqa: ARG002 - The signature is the port's.
+        installation_id: InstallationId,
         key: InstallationKey,
-        name: str,  # noqa: ARG002 - As above.
+        name: str,  # noqa: ARG002 - The signature is the port's.
     ) -> bool:
         """Claim a workspace; see Claims."""
         with self.faults.around("claims.claim"):
@@ -720,13 +856,14 @@ class FakeClaims:
             owner = self.claims.setdefault(place, tenant)
             if owner != tenant:
                 raise WorkspaceTaken
+            self.holders[place] = installation_id
             return False
 
     async def move(
         self,
-        installation_id: InstallationId,  # noqa: ARG002 - The signature is the port's.
+        installation_id: InstallationId,
         key: InstallationKey,
-        name: str,  # noqa: ARG002 - As above.
+        name: str,  # noqa: ARG002 - The signature is the port's.
     ) -> None:
         """Move a claim to the Enterprise that its workspace joined; see ClaimMover."""
         with self.faults.around("claims.move"):
@@ -738,6 +875,15 @@ class FakeClaims:
                 raise WorkspaceTaken
             del self.claims[places[0]]
             self.claims[key.enterprise_id, key.team_id] = tenant
+            self.holders.pop(places[0], None)
+            self.holders[key.enterprise_id, key.team_id] = installation_id
+
+    async def release(self, installation_id: InstallationId, key: InstallationKey) -> None:
+        """End a claim, unless it has moved on to another installation; see Releases."""
+        with self.faults.around("claims.release"):
+            place = (key.enterprise_id, key.team_id)
+            if self.holders.get(place) == installation_id:
+                del self.holders[place], self.claims[place]
 
 
 def counting_ids() -> Callable[[], UUID]:

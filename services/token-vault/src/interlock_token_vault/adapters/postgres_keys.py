@@ -131,7 +131,7 @@ class PostgresKeys:
         with failing_closed():
             async with self._pool.acquire() as connection, connection.transaction(readonly=True):
                 await _name(connection, installation_id)
-                return await _find_held(connection, "get_active", installation_id)
+                return await find_held(connection, "get_active", installation_id)
 
     async def find_by_place(
         self, client_id: ClientId, place: SlackPlace
@@ -149,7 +149,7 @@ class PostgresKeys:
 
         async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
             await _name(connection, installation_id)
-            if await _find_held(connection, "lock_active", installation_id) != before:
+            if await find_held(connection, "lock_active", installation_id) != before:
                 raise StaleGeneration
             # What Slack answers meanwhile is sealed under the key that would go.
             if await connection.fetchval(query("is_chain_moving"), installation_id):
@@ -207,9 +207,16 @@ async def _name(connection: Connection, *ids: InstallationId) -> None:
     await connection.execute(query("name_installations"), list(ids))
 
 
-async def _find_held(
+async def find_held(
     connection: Connection, by: str, installation_id: InstallationId
 ) -> Held | None:
+    """Find what is sealed for an installation that the transaction has named.
+
+    Args:
+        connection: In a transaction.
+        by: The statement that finds the installation.
+        installation_id: Its id.
+    """
     row = await connection.fetchrow(query(by), installation_id)
     deks = await connection.fetch(query("get_deks"), installation_id)
     tokens = await connection.fetch(query("get_tokens"), installation_id)

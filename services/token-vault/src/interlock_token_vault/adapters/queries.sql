@@ -512,3 +512,57 @@ INSERT INTO vault.confirmed_loss (confirmed_at) VALUES (clock_timestamp());
 
 -- name: get_confirmed_loss
 SELECT max(confirmed_at) FROM vault.confirmed_loss;
+
+-- name: find_meant
+SELECT vault.find_meant($1, $2, $3, $4);
+
+-- name: begin_uninstall
+INSERT INTO vault.uninstall (installation_id, grant_id, subject)
+SELECT installation_id, $2, $3 FROM vault.installation
+WHERE installation_id = $1 AND state = 'active'
+ON CONFLICT (installation_id) DO UPDATE
+SET grant_id = $2, subject = $3, asked_at = clock_timestamp(), tried_at = clock_timestamp()
+RETURNING true;
+
+-- name: list_open_uninstalls
+SELECT * FROM vault.list_open_uninstalls($1, $2);
+
+-- name: note_uninstall_tried
+UPDATE vault.uninstall SET tried_at = clock_timestamp()
+WHERE installation_id = ANY ($1::uuid[]);
+
+-- name: insert_tombstone
+INSERT INTO vault.tombstone (
+    installation_id, client_id, app_id, enterprise_id, team_id, tenant_id
+) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (installation_id) DO NOTHING;
+
+-- name: delete_user_tokens
+DELETE FROM vault.sealed_token
+WHERE installation_id = $1 AND kind = 'user' AND user_id = $2 AND EXISTS (
+    SELECT FROM vault.sealed_token a
+    WHERE a.installation_id = $1 AND a.kind = 'user' AND a.user_id = $2 AND a.slot = 'access'
+        AND a.generation = $3 AND a.ref = $4
+)
+RETURNING true;
+
+-- name: delete_user_chain
+DELETE FROM vault.rotation WHERE installation_id = $1 AND kind = 'user' AND user_id = $2;
+
+-- name: delete_user_candidates
+DELETE FROM vault.candidate_token WHERE installation_id = $1 AND kind = 'user' AND user_id = $2;
+
+-- name: list_unreleased
+SELECT * FROM vault.tombstone WHERE released_at IS NULL ORDER BY purged_at LIMIT $1;
+
+-- name: find_unreleased
+SELECT * FROM vault.tombstone
+WHERE released_at IS NULL AND client_id = $1 AND app_id = $2 AND enterprise_id = $3
+    AND team_id = $4;
+
+-- name: note_released
+UPDATE vault.tombstone SET released_at = clock_timestamp()
+WHERE installation_id = $1 AND released_at IS NULL;
+
+-- name: prune_tombstones
+DELETE FROM vault.tombstone WHERE released_at < clock_timestamp() - $1::interval;

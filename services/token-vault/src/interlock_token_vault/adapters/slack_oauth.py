@@ -25,6 +25,7 @@ from interlock_token_vault.domain.install import (
     SlackAnswerUnusable,
 )
 from interlock_token_vault.install_ports import SlackUnavailable, TokenDead
+from interlock_token_vault.uninstalling import UninstallRefused
 
 # An install is capped at 30 s and makes up to four calls besides identity's.
 _CALL_BUDGET = aiohttp.ClientTimeout(total=7, connect=3)
@@ -149,6 +150,25 @@ class SlackOAuth:
             await self._call_with(token, "auth.revoke")
         except NoAnswer:
             raise SlackUnavailable from None
+
+    async def uninstall(self, token: Secret[str]) -> None:
+        """Remove the app from where the token belongs; see SlackExit."""
+        fields = {
+            "client_id": self._client_id,
+            "client_secret": self._client_secret.reveal(),
+        }
+        headers = {"Authorization": f"Bearer {token.reveal()}"}
+        try:
+            await self._call("apps.uninstall", headers, fields)
+        except NoAnswer:
+            raise SlackUnavailable from None
+        except SlackError as error:
+            if error.code in _DEAD:
+                raise TokenDead from None
+            metadata = {"slack_error": error.code}
+            if error.code in _TRANSIENT:
+                raise SlackUnavailable(metadata=metadata) from None
+            raise UninstallRefused(metadata=metadata) from None
 
     async def call_as_app(
         self,
