@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import asyncpg
@@ -89,6 +89,42 @@ async def test_a_mention_is_stored_once_with_a_grant_that_verifies(site: Site) -
         "Ev0000000001",
     )
     assert grant.body_sha256 == hashlib.sha256(body).hexdigest()
+
+
+async def test_no_verification_token_is_stored(site: Site) -> None:
+    """What Slack still sends with events, clicks and commands proves nothing to our database."""
+    token = "canary0WbapA4vBCDEFasx0q"
+    click = {
+        "type": "block_actions",
+        "api_app_id": APP,
+        "team": {"id": "T0ACME"},
+        "user": {"id": "U0ANN", "team_id": "T0ACME"},
+        "token": token,
+    }
+    command = {
+        "api_app_id": APP,
+        "team_id": "T0ACME",
+        "channel_id": "C0GENERAL",
+        "user_id": "U0ANN",
+        "command": "/agents",
+        "token": token,
+    }
+    event = json.dumps({**json.loads(event_body()), "token": token}).encode()
+    assert (await site.slack(EVENTS, event)).status == 200
+    for path, form in (
+        ("interactions", {"payload": json.dumps(click)}),
+        ("commands", command),
+    ):
+        answer = await site.slack(f"/work-apps/slack/{path}", urlencode(form).encode())
+        assert answer.status == 200
+    rows = await site.rows()
+    assert len(rows) == 3
+    keys = Keyset.from_json(Secret(KEYS), variable="KEYS")
+    for row in rows:
+        body = bytes(row["body"])
+        assert token not in body.decode()
+        grant = verify_slack_grant(row["grant_token"], keys, now=datetime.now(UTC))
+        assert grant.body_sha256 == hashlib.sha256(body).hexdigest()
 
 
 async def test_clicks_and_commands_are_stored_the_same_way(site: Site) -> None:

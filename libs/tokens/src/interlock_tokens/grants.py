@@ -41,7 +41,7 @@ class SlackGrant:
         slack_user_team_id: That user's own workspace or Enterprise; "" when not said.
         event_key: The event's key in the inbox.
         event_type: Slack's type, such as `app_mention`.
-        body_sha256: SHA-256 of the verified body, 64 lower-case hex digits.
+        body_sha256: SHA-256 of the verified body as it is stored, 64 lower-case hex digits.
         event_at: When it happened, in whole seconds.
         renewed: Whether identity renewed it.
         is_stranger: Whether the user belongs to another workspace (Slack Connect) or is a guest.

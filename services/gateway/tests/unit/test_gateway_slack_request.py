@@ -30,7 +30,9 @@ from interlock_gateway.domain.slack_request import (
     read_interaction,
     read_link_command,
     verify,
+    without_tokens,
 )
+from interlock_gateway.domain.strict import parse_form
 from interlock_tokens.grants import Workspace
 
 APP = "A0INTERLOCK"
@@ -372,8 +374,65 @@ def test_a_mention_names_its_installation_thread_and_speaker() -> None:
         is_stranger=False,
         event_type="app_mention",
         event_at=NOW - timedelta(seconds=3),
-        body_sha256=hashlib.sha256(body).hexdigest(),
     )
+
+
+# What may lie in the inbox.
+
+CANARY = "xyzz0WbapA4vBCDEFasx0q6G"
+
+
+def test_the_verification_token_of_an_event_is_not_kept() -> None:
+    """Also a workflow's token goes; everything else still means the same."""
+    envelope = _envelope(event=_mention(text='<@U0BOT> say "token" in 日本 \U0001f600'))
+    envelope["event"]["bot_access_token"] = CANARY
+    kept = without_tokens(
+        RequestKind.EVENT, json.dumps({**envelope, "token": CANARY}, ensure_ascii=False).encode()
+    )
+    assert CANARY not in kept.decode()
+    del envelope["event"]["bot_access_token"]
+    assert json.loads(kept) == envelope
+    before, after = (
+        read_event(_signed(body), app_id=APP) for body in (json.dumps(envelope).encode(), kept)
+    )
+    assert before == after
+
+
+def test_the_verification_token_of_a_click_is_not_kept() -> None:
+    """It stands in the payload; older ones have it as a field beside it too."""
+    payload = {"type": "block_actions", "api_app_id": APP, "view": {"token_like": "x"}}
+    with_token = json.dumps({**payload, "token": CANARY, "bot_access_token": CANARY})
+    form = urlencode({"payload": with_token, "token": CANARY})
+    kept = without_tokens(RequestKind.INTERACTION, form.encode())
+    assert json.loads(parse_form(kept)["payload"]) == payload
+    assert CANARY not in kept.decode()
+
+
+def test_the_verification_token_of_a_command_is_not_kept() -> None:
+    """The rest of the form is what it was, in its order, whatever it holds."""
+    fields = {"team_id": "T1", "text": "a=b&token=c ü + % \x00", "empty": ""}
+    kept = without_tokens(RequestKind.COMMAND, urlencode({"token": CANARY, **fields}).encode())
+    assert list(parse_form(kept).items()) == list(fields.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (RequestKind.EVENT, b'{ "a":  1.10, "text": "token" }'),
+        (RequestKind.INTERACTION, b"payload=%7b%22a%22%3A1%7d&x=%20"),
+        (RequestKind.COMMAND, b"text=token&a=%7E"),
+    ],
+)
+def test_a_body_without_a_token_stays_as_it_came(kind: RequestKind, body: bytes) -> None:
+    """Nothing is written anew without need."""
+    assert without_tokens(kind, body) == body
+
+
+@pytest.mark.parametrize("kind", RequestKind)
+def test_what_was_never_read_is_not_taken_for_free_of_tokens(kind: RequestKind) -> None:
+    """A body that cannot be read is refused, not passed on."""
+    with pytest.raises(MalformedSlackRequest):
+        without_tokens(kind, b"token=%zz&\xff")
 
 
 def test_replies_share_the_lane_of_their_thread() -> None:

@@ -16,12 +16,14 @@ docs.slack.dev/apis/events-api; the order of fields is Bolt for Python's
 
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_gateway.domain.strict import MalformedDocument, parse_form, parse_json_object
@@ -56,6 +58,12 @@ _MENTION = re.compile(r"<@([UW][A-Z0-9]{2,20})(?:\|[^<>]*)?>", re.ASCII)
 
 # An epoch second beyond the year 2286 is milliseconds, or a mistake.
 _MAX_EPOCH_SECOND = 10**10
+
+# Slack's names of what proves or allows something to whoever has it.
+_VERIFICATION_TOKEN = "token"  # noqa: S105 - A name.
+_WORKFLOW_TOKEN = "bot_access_token"  # noqa: S105 - A name.
+
+_V = TypeVar("_V")
 
 _UNINSTALLING = frozenset({"app_uninstalled", "tokens_revoked"})
 _CLICKS = frozenset({"block_actions", "shortcut", "message_action", "view_submission"})
@@ -128,7 +136,6 @@ class SlackRequest:
         is_stranger: Whether that person belongs to another organization.
         event_type: Slack's type; `command` or `link_command` for a slash command.
         event_at: When it happened, in whole seconds.
-        body_sha256: 64 lower-case hex digits.
     """
 
     kind: RequestKind
@@ -142,7 +149,6 @@ class SlackRequest:
     is_stranger: bool
     event_type: str
     event_at: datetime
-    body_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +162,6 @@ class SignedBody:
 
     body: bytes
     signed_at: datetime
-
-    @property
-    def sha256(self) -> str:
-        """Hash the body alone."""
-        return hashlib.sha256(self.body).hexdigest()
 
     @property
     def key(self) -> str:
@@ -255,7 +256,6 @@ def read_interaction(signed: SignedBody, *, app_id: str) -> Ignored | SlackReque
         is_stranger=_is_stranger(user_team, {home, workspace.team_id, workspace.enterprise_id}),
         event_type=event_type,
         event_at=signed.signed_at,
-        body_sha256=signed.sha256,
     )
 
 
@@ -292,7 +292,6 @@ def read_command(signed: SignedBody, *, app_id: str) -> Ignored | SlackRequest:
         is_stranger=False,
         event_type="command",
         event_at=signed.signed_at,
-        body_sha256=signed.sha256,
     )
 
 
@@ -308,6 +307,50 @@ def read_link_command(signed: SignedBody, *, app_id: str) -> Ignored | SlackRequ
         return request
     # A link is wanted at once, also by whoever has a run under way.
     return replace(request, event_type=LINK_COMMAND, is_control=True)
+
+
+def without_tokens(kind: RequestKind, body: bytes) -> bytes:
+    """Write a request's body again without the tokens that Slack puts into it.
+
+    That is Slack's verification token, which proves a request to whoever does
+    not check signatures, and the token of a workflow's step. Nobody here needs
+    either. Everything else means the same as before; a body without such
+    tokens stays as it is, byte for byte.
+
+    Args:
+        kind: As the body was read.
+        body: A body that was read already.
+
+    Raises:
+        MalformedSlackRequest: It was not.
+
+    Source: docs.slack.dev/authentication/verifying-requests-from-slack (deprecated
+        verification token), docs.slack.dev/reference/events/function_executed.
+    """
+    if kind is RequestKind.EVENT:
+        envelope = _parsed(parse_json_object, body)
+        return _json(envelope) if _strip(envelope) else body
+    form = _form(body)
+    is_changed = form.pop(_VERIFICATION_TOKEN, None) is not None
+    if kind is RequestKind.INTERACTION:
+        payload = _parsed(parse_json_object, form.get("payload", "").encode())
+        if _strip(payload):
+            form["payload"] = _json(payload).decode()
+            is_changed = True
+    return urlencode(form).encode() if is_changed else body
+
+
+def _strip(envelope: dict[str, Any]) -> bool:
+    """Take the tokens out of an envelope and what it carries; tell whether there were any."""
+    inside = [each for each in envelope.values() if isinstance(each, dict)]
+    found = [envelope.pop(_VERIFICATION_TOKEN, None)]
+    found += [each.pop(_WORKFLOW_TOKEN, None) for each in (envelope, *inside)]
+    return any(each is not None for each in found)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    # As ASCII: a lone surrogate, which JSON can spell, is no UTF-8.
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 # Events.
@@ -345,7 +388,6 @@ def _read_callback(envelope: "_Object", signed: SignedBody, app_id: str) -> Igno
         is_stranger=bool(heard.user_id) and receiver.is_stranger(heard.user_team, envelope),
         event_type=event_type,
         event_at=envelope.instant("event_time") or signed.signed_at,
-        body_sha256=signed.sha256,
     )
 
 
@@ -561,15 +603,16 @@ def _signed_bytes(timestamp: str, body: bytes) -> bytes:
 
 
 def _object(document: bytes) -> "_Object":
-    try:
-        return _Object(parse_json_object(document))
-    except MalformedDocument as problem:
-        raise MalformedSlackRequest(problem.message) from None
+    return _Object(_parsed(parse_json_object, document))
 
 
 def _form(document: bytes) -> dict[str, str]:
+    return _parsed(parse_form, document)
+
+
+def _parsed(parse: Callable[[bytes], dict[str, _V]], document: bytes) -> dict[str, _V]:
     try:
-        return parse_form(document)
+        return parse(document)
     except MalformedDocument as problem:
         raise MalformedSlackRequest(problem.message) from None
 

@@ -4,6 +4,7 @@ This is the narrow door of the gateway: raw bytes in, one durable row with a
 grant out. Nothing else mints slackGrants, and nothing here can read a row back.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ from interlock_gateway.domain.slack_request import (
     read_interaction,
     read_link_command,
     verify,
+    without_tokens,
 )
 from interlock_tokens.keysets import Keyset
 from interlock_tokens.signing import sign_slack_grant
@@ -119,10 +121,11 @@ class Admission:
         request = _READERS[entrance](signed, app_id=self._app_id)
         if not isinstance(request, SlackRequest):
             return request
-        is_new = await self._inbox.put(request, signed.body, self._grant(request))
+        body = without_tokens(request.kind, signed.body)
+        is_new = await self._inbox.put(request, body, self._grant(request, body))
         return Admitted(request, is_new)
 
-    def _grant(self, request: SlackRequest) -> Secret[str]:
+    def _grant(self, request: SlackRequest, body: bytes) -> Secret[str]:
         return sign_slack_grant(
             self._grant_keys,
             now=self._clock.now(),
@@ -132,7 +135,8 @@ class Admission:
             slack_user_team_id=request.slack_user_team_id,
             event_key=request.event_key,
             event_type=request.event_type,
-            body_sha256=request.body_sha256,
+            # Of what lies in the inbox: that is what the worker can check.
+            body_sha256=hashlib.sha256(body).hexdigest(),
             event_at=request.event_at,
             is_stranger=request.is_stranger,
         )
