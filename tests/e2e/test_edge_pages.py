@@ -317,9 +317,16 @@ async def test_deeds_that_cannot_be_undone_are_asked_twice(
     assert site.identity.unlinked == ["wsum_1"]
     await page.get_by_text("Uninstall Acme Slack").click()
     await judge(page, "workspace-uninstall-asked")
+    site.worker.fail = refusal(Kind.PRECONDITION, "UNINSTALL_REFUSED")
     await page.get_by_role("button", name="Yes, uninstall").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Please uninstall in Slack")
     await judge(page, "uninstall-in-slack")
+    site.worker.fail = None
+    await page.goto(_url(site, WSW))
+    await page.get_by_text("Uninstall Acme Slack").click()
+    await page.get_by_role("button", name="Yes, uninstall").click()
+    await expect(page.get_by_role("status")).to_contain_text("The app was uninstalled")
+    assert site.worker.uninstalled == ["uninstall-grant-of-wsw_1"]
     await page.context.close()
 
 

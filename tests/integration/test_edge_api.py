@@ -121,7 +121,6 @@ async def site(cluster: ScratchDatabases) -> AsyncIterator[Site]:
             "C0GENERAL": AgentDefault("C0GENERAL", "shop", "returns", grants_access=True),
         }
         site.vault.events = [audit_event()]
-        site.vault.serves_uninstall = True
         yield site
 
 
@@ -186,7 +185,7 @@ async def test_a_form_asks_for_its_token_and_our_own_page(site: Site) -> None:
         for headers in ({}, {"Origin": "https://evil.example"}, {"Origin": PUBLIC}):
             answer = await _call(site, route, "ann", kind | headers)
             assert answer.status == 403, route
-    assert site.vault.uninstalled == []
+    assert site.worker.uninstalled == []
 
 
 async def test_a_program_is_no_page_of_another_site(site: Site) -> None:
@@ -306,18 +305,18 @@ async def test_a_test_message_goes_to_the_channel_that_was_chosen(site: Site) ->
     assert refused.status == 422
 
 
-async def test_an_uninstall_is_done_by_the_vault_or_explained(site: Site) -> None:
-    """The button asks the vault with its grant; a vault without it changes nothing."""
+async def test_an_uninstall_is_done_or_explained(site: Site) -> None:
+    """The button asks the worker with its grant; what Slack refuses is explained."""
     page = (await site.get(WSW, "ann")).text
     token = re.search(r'/uninstall">\s*<input type="hidden" name="csrf" value="([^"]+)"', page)
     assert token
     fields = {"csrf": token[1]}
     answer = await site.post(f"{WSW}/uninstall", fields, "ann")
     assert (answer.status, answer.location) == (303, f"{HOME}?uninstalled=1")
-    assert site.vault.uninstalled == ["uninstall-grant-of-wsw_1"]
-    site.vault.serves_uninstall = False
+    assert site.worker.uninstalled == ["uninstall-grant-of-wsw_1"]
+    site.worker.fail = refusal(Kind.PRECONDITION, "UNINSTALL_REFUSED")
     explained = await site.post(f"{WSW}/uninstall", fields, "ann")
-    assert explained.status == 501
+    assert explained.status == 422
     assert "Please uninstall in Slack" in explained.text
 
 

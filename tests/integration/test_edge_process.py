@@ -180,12 +180,6 @@ class _Audit(token_vault_pb2_grpc.AuditServiceServicer):
         return token_vault_pb2.ListAuditEventsResponse(events=[event])
 
 
-class _Tokens(token_vault_pb2_grpc.TokenServiceServicer):
-    async def Uninstall(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
-        assert request.grant == "uninstall-grant"
-        return token_vault_pb2.UninstallResponse()
-
-
 class _Worker(gateway_pb2_grpc.WorkerServiceServicer):
     async def ResumeAfterLink(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         return gateway_pb2.ResumeAfterLinkResponse(resumed=request.grant == "resume-grant")
@@ -200,6 +194,10 @@ class _Worker(gateway_pb2_grpc.WorkerServiceServicer):
     async def SendTestMessage(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         assert request.channel_id == "C0GENERAL"
         return gateway_pb2.SendTestMessageResponse()
+
+    async def Uninstall(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        assert request.grant == "uninstall-grant"
+        return gateway_pb2.UninstallResponse()
 
 
 @dataclass(frozen=True)
@@ -238,10 +236,6 @@ VAULT: _Services = {
     "interlock.token_vault.v1.InstallService": (
         token_vault_pb2_grpc.add_InstallServiceServicer_to_server,
         _Installs(),  # type: ignore[abstract]  # Only what edge calls.
-    ),
-    "interlock.token_vault.v1.TokenService": (
-        token_vault_pb2_grpc.add_TokenServiceServicer_to_server,
-        _Tokens(),  # type: ignore[abstract]  # Only what edge calls.
     ),
     "interlock.token_vault.v1.AuditService": (
         token_vault_pb2_grpc.add_AuditServiceServicer_to_server,
@@ -370,8 +364,8 @@ async def test_the_vault_and_the_worker_are_asked_with_grants(peers: Peers) -> N
         )
         [event] = (await vault.list_audit_events(Secret("g"), "")).items
         assert (event.seq, event.at, event.actor) == (7, DAY, "gateway-edge")
-        await vault.uninstall(Secret("uninstall-grant"))
         worker = GrpcWorker(to_worker)
+        await worker.uninstall(Secret("uninstall-grant"))
         assert await worker.resume_after_link(Secret("resume-grant"))
         assert await worker.check_health(Secret("g")) == Health(
             is_healthy=False, slack_error="token_revoked"

@@ -236,8 +236,6 @@ class FakeVault:
         default_factory=lambda: Installed("T0ACME", is_reinstall=False, extra_scopes=())
     )
     events: list[AuditEvent] = field(default_factory=list)
-    uninstalled: list[str] = field(default_factory=list)
-    serves_uninstall: bool = False
 
     async def start_install(self, grant: Secret[str]) -> str:
         """Name the consent page."""
@@ -259,12 +257,6 @@ class FakeVault:
             raise refusal(Kind.INVALID, "INVALID_PAGE_TOKEN")
         return Page(tuple(self.events), "" if page_token else "page-2")
 
-    async def uninstall(self, grant: Secret[str]) -> None:
-        """Note it, or say that it is not served."""
-        if not self.serves_uninstall:
-            raise refusal(Kind.UNIMPLEMENTED, "UNIMPLEMENTED")
-        self.uninstalled.append(grant.reveal())
-
 
 @dataclass
 class FakeWorker:
@@ -281,6 +273,7 @@ class FakeWorker:
         ]
     )
     tested: list[tuple[str, str]] = field(default_factory=list)
+    uninstalled: list[str] = field(default_factory=list)
 
     async def resume_after_link(self, grant: Secret[str]) -> bool:
         """Note it."""
@@ -306,6 +299,12 @@ class FakeWorker:
         if self.fail:
             raise self.fail
         self.tested.append((grant.reveal(), channel_id))
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Note it."""
+        if self.fail:
+            raise self.fail
+        self.uninstalled.append(grant.reveal())
 
 
 @dataclass(frozen=True)

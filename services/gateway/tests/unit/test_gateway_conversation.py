@@ -27,6 +27,7 @@ from interlock_gateway.domain.slack_request import LINK_COMMAND
 from interlock_gateway.worker import answer
 from interlock_gateway.worker.answer import Choice, Project, Source
 from interlock_gateway.worker.conversation import Conversation
+from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import Dead, Done, LaneLost, Outcome, Policy, Retry, Settlement
 from interlock_gateway.worker.ports import (
     Agent,
@@ -290,6 +291,7 @@ class FakeVault:
         self.faults = Faults()
         self.reads: list[tuple[str, int]] = []
         self.revocations: list[tuple[Sequence[str], Sequence[str]]] = []
+        self.has_ended = True
         self.expired: set[str] = set()
 
     async def read_bot_token(self, grant: Secret[str], newer_than: int) -> BotToken:
@@ -306,8 +308,26 @@ class FakeVault:
         event_at: datetime,
         user_ids: Sequence[str],
         bot_user_ids: Sequence[str],
-    ) -> None:
+    ) -> bool:
         self.revocations.append((user_ids, bot_user_ids))
+        return self.has_ended
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        raise NotImplementedError
+
+
+class FakeEndingNews:
+    """The word between workers, which reaches this process at once."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def tell(self, team: str) -> None:
+        self.told.put_nowait(team)
+
+    async def hear(self) -> AsyncGenerator[str, None]:
+        while True:
+            yield await self.told.get()
 
 
 Script = Sequence[RunEvent | ServiceError | Callable[[], None] | asyncio.Event]
@@ -359,6 +379,8 @@ class Desk:
         self.vault = FakeVault()
         self.runner = FakeRunner()
         self.closing = asyncio.Event()
+        self.endings = Endings(self.closing)
+        self.news = FakeEndingNews()
         self.slept: list[float] = []
         self._grants: dict[str, SlackGrant] = {}
         self.conversation = Conversation(
@@ -369,11 +391,12 @@ class Desk:
                 slack=self.slack,
                 runs=self.runs,
                 waiting=self.waiting,
+                endings=self.news,
                 open_grant=self._open_grant,
             ),
             pacing=pacing or Pacing(),
             clock=self.clock,
-            closing=self.closing,
+            endings=self.endings,
             sleep=self._sleep,
         )
 
@@ -955,6 +978,41 @@ async def test_revocation_is_judged_by_the_vault(desk: Desk) -> None:
     await desk.put("Ev1", json.dumps({"event": event}).encode(), kind="event", lane="T1:uninstall")
     assert await desk.work() == [Done()]
     assert desk.vault.revocations == [(["U1"], ["U9"])]
+    assert desk.news.told.get_nowait() == TEAM
+
+
+async def test_stale_revocation_ends_no_answers(desk: Desk) -> None:
+    """What Slack still takes goes on talking."""
+    desk.vault.has_ended = False
+    event = {"type": "app_uninstalled"}
+    await desk.put("Ev1", json.dumps({"event": event}).encode(), kind="event", lane="T1:uninstall")
+    assert await desk.work() == [Done("STALE")]
+    assert desk.news.told.empty()
+
+
+async def test_uninstall_ends_the_answers_of_its_workspace_alone(desk: Desk) -> None:
+    """The word of an end closes the run under way; another workspace's would go on."""
+    hearing = asyncio.create_task(desk.endings.run(desk.news))
+    with desk.endings.following("T0OTHER") as other:
+        desk.runner.script = (
+            Started(),
+            Text("Half an"),
+            lambda: desk.news.told.put_nowait(TEAM),
+            asyncio.Event(),
+        )
+        await desk.say("Hi")
+        assert await desk.work() == [Done("INTERRUPTED")]
+        assert not other.is_set()
+    assert desk.runner.closed == 1
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+
+
+async def test_answers_that_have_ended_are_not_followed(desk: Desk) -> None:
+    """Nothing is kept of an answer after its end."""
+    with desk.endings.following(TEAM):
+        assert desk.endings.end(TEAM) == 1
+    assert desk.endings.end(TEAM) == 0
 
 
 async def test_request_that_asks_nothing_ends_quietly(desk: Desk) -> None:

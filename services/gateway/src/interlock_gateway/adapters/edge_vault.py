@@ -8,7 +8,6 @@ from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock.token_vault.v1.token_vault_pb2_grpc import (
     AuditServiceStub,
     InstallServiceStub,
-    TokenServiceStub,
 )
 from interlock_chassis.client import remote_errors
 from interlock_chassis.secret import Secret
@@ -25,7 +24,6 @@ class GrpcVault:
     def __init__(self, channel: aio.Channel) -> None:
         self._installs = InstallServiceStub(channel)
         self._audit = AuditServiceStub(channel)
-        self._tokens = TokenServiceStub(channel)
 
     async def start_install(self, grant: Secret[str]) -> str:
         """Open an install; see `Vault`."""
@@ -56,12 +54,6 @@ class GrpcVault:
         with remote_errors():
             answer = await self._audit.ListAuditEvents(request, timeout=_SECONDS)
         return Page(tuple(_event(each) for each in answer.events), answer.next_page_token)
-
-    async def uninstall(self, grant: Secret[str]) -> None:
-        """Uninstall at Slack and shred the tokens; see `Vault`."""
-        request = pb.UninstallRequest(grant=grant.reveal())
-        with remote_errors():
-            await self._tokens.Uninstall(request, timeout=_SECONDS)
 
 
 def _event(message: pb.AuditEvent) -> AuditEvent:

@@ -12,6 +12,8 @@ from interlock_gateway.edge.ports import Channel, Health
 _RESUME_SECONDS = 3.0
 # The worker reads a token and asks Slack; its own calls are capped at 5 s.
 _SECONDS = 5.0
+# The worker gives the vault 25 s, and the vault asks Slack and identity.
+_UNINSTALL_SECONDS = 28.0
 
 
 class GrpcWorker:
@@ -48,3 +50,9 @@ class GrpcWorker:
         request = pb.SendTestMessageRequest(grant=grant.reveal(), channel_id=channel_id)
         with remote_errors():
             await self._worker.SendTestMessage(request, timeout=_SECONDS)
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Uninstall at Slack and in the vault; see `Worker`."""
+        request = pb.UninstallRequest(grant=grant.reveal())
+        with remote_errors():
+            await self._worker.Uninstall(request, timeout=_UNINSTALL_SECONDS)

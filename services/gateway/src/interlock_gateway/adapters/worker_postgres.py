@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,6 +31,7 @@ from interlock_gateway.worker.slack import Place
 from interlock_gateway.worker.waiting import FIRST_CHECK, WAITS_FOR, WaitingQuestion
 
 CHANNEL = "gateway_inbox"
+ENDINGS_CHANNEL = "gateway_endings"
 
 # Our statements take milliseconds; one that is silent for longer has lost its server.
 STATEMENT_BUDGET = timedelta(seconds=5)
@@ -291,6 +292,51 @@ _GREETED = (
     FROM held WHERE e.event_key = $3 AND e.cause = 'linked'
 """
 )
+
+
+class PostgresEndings:
+    """The `EndingNews` port, by the database's notifications."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", statements: Statements) -> None:
+        self._pool = pool
+        self._statements = statements
+
+    async def tell(self, team: str) -> None:
+        """Notify every worker; see the port."""
+        await self._statements.fetch("SELECT pg_notify($1, $2)", ENDINGS_CHANNEL, team)
+
+    async def hear(self) -> AsyncGenerator[str, None]:
+        """Listen on a connection of its own, made anew when it breaks; see the port."""
+        while True:
+            try:
+                async with self._listening() as told:
+                    while (team := await told.get()) is not None:
+                        yield team
+            except WorkerDatabaseUnavailable:
+                pass
+            await asyncio.sleep(_PAUSE.total_seconds())
+
+    @asynccontextmanager
+    async def _listening(self) -> "AsyncIterator[asyncio.Queue[str | None]]":
+        """Give what is told; None when the connection has ended."""
+        told: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def heard(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            told.put_nowait(str(payload))
+
+        def ended(*_: object) -> None:
+            told.put_nowait(None)
+
+        with database_errors(WorkerDatabaseUnavailable):
+            async with self._pool.acquire() as connection:
+                connection.add_termination_listener(ended)
+                await connection.add_listener(ENDINGS_CHANNEL, heard)
+                try:
+                    yield told
+                finally:
+                    if not connection.is_closed():
+                        connection.remove_termination_listener(ended)
+                        await connection.remove_listener(ENDINGS_CHANNEL, heard)
 
 
 class PostgresRuns:

@@ -22,7 +22,8 @@ from interlock_gateway.worker.slack import BotToken
 # The vault caps a read at 5 s.
 _SECONDS = 5.0
 # A revocation asks Slack whether the tokens live.
-_REVOCATION_SECONDS = 20.0
+_REVOCATION_SECONDS = 25.0
+_GONE = frozenset({pb.REVOCATION_OUTCOME_PURGED, pb.REVOCATION_OUTCOME_ALREADY_PURGED})
 # What the vault takes in one call, and of its 64 KiB what grants may fill.
 _MAX_READS = 64
 _MAX_BYTES = 48 * 1024
@@ -156,7 +157,7 @@ class GrpcVault:
         event_at: datetime,
         user_ids: Sequence[str],
         bot_user_ids: Sequence[str],
-    ) -> None:
+    ) -> bool:
         """Ask whether a revocation event is true, and purge if it is."""
         at = Timestamp()
         at.FromDatetime(event_at)
@@ -164,4 +165,11 @@ class GrpcVault:
             grant=grant.reveal(), event_time=at, user_ids=user_ids, bot_user_ids=bot_user_ids
         )
         with remote_errors():
-            await self._tokens.ApplyRevocation(request, timeout=_REVOCATION_SECONDS)
+            applied = await self._tokens.ApplyRevocation(request, timeout=_REVOCATION_SECONDS)
+        return applied.outcome in _GONE
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Uninstall the app at Slack and shred its tokens."""
+        request = pb.UninstallRequest(grant=grant.reveal())
+        with remote_errors():
+            await self._tokens.Uninstall(request, timeout=_REVOCATION_SECONDS)

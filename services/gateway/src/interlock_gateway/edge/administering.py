@@ -35,7 +35,6 @@ _EXPORT_PAGE = 200
 
 # What the vault knows of a token without asking Slack.
 _KNOWN_AILMENTS = frozenset({"NEEDS_REINSTALL", "INSTALLATION_NOT_FOUND"})
-_NOT_SERVED = frozenset({"UNIMPLEMENTED", "CALLER_NOT_ALLOWED"})
 
 
 class WorkspaceNotFound(ServiceError):
@@ -71,13 +70,6 @@ class MalformedChannel(ServiceError):
 
     kind = Kind.INVALID
     reason = "MALFORMED_CHANNEL"
-
-
-class UninstallInSlack(ServiceError):
-    """The vault cannot uninstall; it takes the workspace's own settings."""
-
-    kind = Kind.UNIMPLEMENTED
-    reason = "UNINSTALL_IN_SLACK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,19 +257,14 @@ class Administering:
     async def uninstall(self, proof: SessionProof, workspace_id: str) -> None:
         """Remove the app from a workspace, at Slack and in the vault.
 
-        Raises:
-            UninstallInSlack: The vault does not serve it; nothing was changed.
+        The worker asks the vault: edge may not, so that whoever breaks in here
+        can neither read a token nor end one without a person's session.
         """
         _require_workspace_id(workspace_id)
         grant, _ = await self._identity.issue_admin_grant(
             proof, workspace_id, AdminPurpose.UNINSTALL
         )
-        try:
-            await self._vault.uninstall(grant)
-        except ServiceError as error:
-            if error.reason in _NOT_SERVED or error.kind is Kind.UNIMPLEMENTED:
-                raise UninstallInSlack from error
-            raise
+        await self._worker.uninstall(grant)
 
 
 def _require_workspace_id(workspace_id: str) -> None:

@@ -64,7 +64,7 @@ def _paths() -> dict[str, Any]:
         },
         _ONE + ".json": {
             "get": _read(Action.SEE_WORKSPACES, "One workspace", "Workspace"),
-            "delete": _write(Action.UNINSTALL, "Uninstall the app", also=("501",)),
+            "delete": _write(Action.UNINSTALL, "Uninstall the app", also=("422",)),
         },
         _ONE + "/users.json": {
             "get": _read(Action.SEE_LINKS, "Linked users, newest first", "Users", paged=True),
@@ -174,7 +174,6 @@ _REFUSALS = {
     "413": "The body is too large",
     "415": "The body is no JSON",
     "422": "Slack refused it",
-    "501": "The vault cannot do it; nothing was changed",
     "503": "A part does not answer; nothing was changed",
 }
 

@@ -333,13 +333,6 @@ class Vault(Protocol):
         """List a workspace's audit events, newest first; reason INVALID_PAGE_TOKEN."""
         ...
 
-    async def uninstall(self, grant: Secret[str]) -> None:
-        """Uninstall at Slack and shred the tokens.
-
-        Reasons UNIMPLEMENTED or CALLER_NOT_ALLOWED where the vault does not serve it.
-        """
-        ...
-
 
 class Worker(Protocol):
     """The gateway worker."""
@@ -361,6 +354,13 @@ class Worker(Protocol):
 
     async def send_test_message(self, grant: Secret[str], channel_id: str) -> None:
         """Post a test message; reasons as `check_health`, and SLACK_REFUSED."""
+        ...
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Uninstall at Slack, shred the tokens, and end the running answers.
+
+        Reasons UNINSTALL_REFUSED, SLACK_UNAVAILABLE, REFRESH_PENDING.
+        """
         ...
 
 

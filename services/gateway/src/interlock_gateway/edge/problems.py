@@ -121,11 +121,16 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             "The app is not installed there any more",
             "The vault has no token of this workspace. Add the app again; links and settings stay.",
         ),
-        "UNINSTALL_IN_SLACK": Problem(
-            HTTPStatus.NOT_IMPLEMENTED,
+        "UNINSTALL_REFUSED": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
             "Please uninstall in Slack",
-            "This installation of Interlock cannot do it for you, and nothing was changed. Remove "
-            "the app in Slack, under Apps; its token then works no more.",
+            "Slack does not let the app remove itself, and nothing was changed. Remove it in "
+            "Slack, under Apps; this page shows it within a minute.",
+        ),
+        "REFRESH_PENDING": Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The app's token is just being renewed",
+            "Nothing is lost. Wait a moment and try again.",
         ),
         # Installing.
         "INSTALL_CANCELLED": Problem(

@@ -6,7 +6,6 @@ before it is started; a second delivery of the same event finds the record and
 ends the answer as interrupted, it never runs again.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from interlock_chassis.logs import describe_exception
 from interlock_chassis.secret import Secret
 from interlock_gateway.worker import answer
 from interlock_gateway.worker.answer import Choice
+from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import Dead, Delivery, Done, LaneLost, Outcome, Retry
 from interlock_gateway.worker.ports import Agent, Ask, Identity, Ports, RunRecord, UserToken
 from interlock_gateway.worker.slack import (
@@ -110,7 +110,7 @@ class Conversation:
 
     Args:
         ports: Everyone it talks to.
-        closing: Set when the process must end; running answers then end as interrupted.
+        endings: Tells running answers when to end as interrupted.
         sleep: Waits some seconds.
     """
 
@@ -120,13 +120,13 @@ class Conversation:
         *,
         pacing: Pacing,
         clock: Clock,
-        closing: asyncio.Event,
+        endings: Endings,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._ports = ports
         self._pacing = pacing
         self._clock = clock
-        self._closing = closing
+        self._endings = endings
         self._sleep = sleep
 
     async def handle(self, delivery: Delivery) -> Outcome:
@@ -174,15 +174,19 @@ class Conversation:
             case Command():
                 return await self._obey(context, turn)
             case Revoked():
-                vault, at = self._ports.vault, context.delivery.event_at
-                await context.proof.use(
-                    lambda grant: vault.apply_revocation(
-                        grant, at, turn.user_ids, turn.bot_user_ids
-                    )
-                )
-                return Done()
+                return await self._let_go(context, turn)
             case NothingToDo():
                 return Done(turn.why)
+
+    async def _let_go(self, context: _Context, revoked: Revoked) -> Outcome:
+        """Have the vault ask Slack whether it is true, and end what runs if it is."""
+        vault, at = self._ports.vault, context.delivery.event_at
+        has_ended = await context.proof.use(
+            lambda grant: vault.apply_revocation(grant, at, revoked.user_ids, revoked.bot_user_ids)
+        )
+        if has_ended:
+            await self._ports.endings.tell(context.team)
+        return Done("" if has_ended else "STALE")
 
     # Questions.
 
@@ -298,25 +302,34 @@ class Conversation:
         )
         await self._show_status(context, question, "is thinking…")
         await runs.begin(delivery, ask.message_id, question.place)
-        talk = Talk(
-            speech=Speech(self._scene(context, question), pacing=self._pacing, clock=self._clock),
-            show_status=lambda status: self._show_status(context, question, status),
-            closing=self._closing,
-        )
+        with self._endings.following(context.team) as ending:
+            talk = Talk(
+                speech=Speech(
+                    self._scene(context, question), pacing=self._pacing, clock=self._clock
+                ),
+                show_status=lambda status: self._show_status(context, question, status),
+                closing=ending,
+            )
+            words, outcome = await self._listen(context, question, talk, token, ask)
+        await talk.speech.close(words, answer.footer(choice.agent_name, talk.sources))
+        await runs.end(delivery, outcome)
+        return Done("" if outcome == "completed" else outcome.upper())
+
+    async def _listen(
+        self, context: _Context, question: Question, talk: Talk, token: UserToken, ask: Ask
+    ) -> tuple[str, str]:
+        """Let the run be said; return our last words and the outcome."""
         try:
-            words, outcome = await talk.listen(self._ports.runner.run(token, ask))
+            return await talk.listen(self._ports.runner.run(token, ask))
         except ServiceError as error:
             await self._show_status(context, question, "")
             if talk.has_started:
                 raise
             if error.reason != "MESSAGE_ALREADY_RUN":
-                await runs.withdraw(delivery)
+                await self._ports.runs.withdraw(context.delivery)
                 raise
             # An earlier try reached the platform although its answer did not reach us.
-            words, outcome = answer.INTERRUPTED, "interrupted"
-        await talk.speech.close(words, answer.footer(choice.agent_name, talk.sources))
-        await runs.end(delivery, outcome)
-        return Done("" if outcome == "completed" else outcome.upper())
+            return answer.INTERRUPTED, "interrupted"
 
     async def _thread_before(
         self, context: _Context, question: Question

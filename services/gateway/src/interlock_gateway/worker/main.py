@@ -27,6 +27,7 @@ from interlock_gateway.adapters.worker_identity_grpc import GrpcIdentity
 from interlock_gateway.adapters.worker_postgres import (
     PostgresCron,
     PostgresDeadLetters,
+    PostgresEndings,
     PostgresInbox,
     PostgresRuns,
     PostgresWaiting,
@@ -38,6 +39,7 @@ from interlock_gateway.adapters.worker_vault_grpc import GrpcVault
 from interlock_gateway.worker import rpc
 from interlock_gateway.worker.config import WorkerSettings
 from interlock_gateway.worker.conversation import Conversation
+from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import Delivery, LaneDriver, Outcome, Policy
 from interlock_gateway.worker.ports import Ports
 from interlock_gateway.worker.rpc import WorkerRpc
@@ -78,8 +80,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     async with _put_together(settings) as parts:
         closing = asyncio.Event()
         clock = SystemClock()
+        endings = Endings(closing)
         conversation = Conversation(
-            parts.ports, pacing=Pacing(), clock=clock, closing=closing, sleep=asyncio.sleep
+            parts.ports, pacing=Pacing(), clock=clock, endings=endings, sleep=asyncio.sleep
         )
 
         async def handle(delivery: Delivery) -> Outcome:
@@ -94,12 +97,13 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             _log.info("worker_started", port=port)
             cron = asyncio.create_task(_run_cron(parts))
             bell = asyncio.create_task(_close_after(stop, settings.drain, closing))
+            hearing = asyncio.create_task(endings.run(parts.ports.endings))
             try:
                 await driver.run(stop, settings.drain + FAREWELL)
             finally:
-                for task in (cron, bell):
+                for task in (cron, bell, hearing):
                     task.cancel()
-                await asyncio.gather(cron, bell, return_exceptions=True)
+                await asyncio.gather(cron, bell, hearing, return_exceptions=True)
                 await parts.server.stop(grace=timedelta(seconds=5))
 
 
@@ -148,7 +152,8 @@ async def _put_together(settings: WorkerSettings) -> AsyncIterator[_Parts]:
             settings.grant_public_keys_file, variable="INTERLOCK_GRANT_PUBLIC_KEYS_FILE"
         )
         grants, statements = KeysetGrants(keyset, SystemClock()), Statements(pool)
-        ports = await _open_ports(stack, settings, grants, statements)
+        endings = PostgresEndings(pool, statements)
+        ports = await _open_ports(stack, settings, grants, statements, endings)
         server = _server(settings, ports, grants, statements)
         yield _Parts(ports, PostgresInbox(pool, policy), PostgresCron(pool), server, policy)
 
@@ -158,6 +163,7 @@ async def _open_ports(
     settings: WorkerSettings,
     grants: KeysetGrants,
     statements: Statements,
+    endings: PostgresEndings,
 ) -> Ports:
     async def channel(address: str, server: str) -> aio.Channel:
         return await stack.enter_async_context(open_channel(address, settings.tls, server=server))
@@ -179,6 +185,7 @@ async def _open_ports(
         ),
         runs=PostgresRuns(statements),
         waiting=PostgresWaiting(statements),
+        endings=endings,
         open_grant=grants.open_event,
     )
 
@@ -186,7 +193,7 @@ async def _open_ports(
 def _server(
     settings: WorkerSettings, ports: Ports, grants: KeysetGrants, statements: Statements
 ) -> RpcServer:
-    slow = ("CheckHealth", "ListChannels", "SendTestMessage")
+    slow = ("CheckHealth", "ListChannels", "SendTestMessage", "Uninstall")
     server = RpcServer(
         listen=settings.listen,
         tls=settings.tls,
@@ -198,6 +205,7 @@ def _server(
         slack=ports.slack,
         waiting=ports.waiting,
         dead_letters=PostgresDeadLetters(statements),
+        endings=ports.endings,
         open_admin=grants.open_admin,
         sleep=asyncio.sleep,
     )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from interlock_chassis.secret import Secret
 from interlock_gateway.worker.answer import Project, Source
+from interlock_gateway.worker.endings import EndingNews
 from interlock_gateway.worker.lanes import Delivery
 from interlock_gateway.worker.slack import BotToken, Place, Profile, Slack
 from interlock_gateway.worker.waiting import WaitingQuestions
@@ -84,8 +85,20 @@ class Vault(Protocol):
         event_at: datetime,
         user_ids: Sequence[str],
         bot_user_ids: Sequence[str],
-    ) -> None:
-        """Ask whether a revocation event is true, and purge if it is."""
+    ) -> bool:
+        """Ask whether a revocation event is true, and purge if it is.
+
+        Returns:
+            Whether the app has left, by this event or before it.
+        """
+        ...
+
+    async def uninstall(self, grant: Secret[str]) -> None:
+        """Uninstall the app at Slack and shred its tokens.
+
+        Reasons UNINSTALL_REFUSED, SLACK_UNAVAILABLE, REFRESH_PENDING, INVALID_TOKEN,
+        PURPOSE_NOT_GRANTED.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,4 +231,5 @@ class Ports:
     slack: Slack
     runs: RunRecords
     waiting: WaitingQuestions
+    endings: EndingNews
     open_grant: Callable[[Secret[str]], SlackGrant]

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 from typing_extensions import override
@@ -15,6 +16,7 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import current_call
 from interlock_gateway.worker.answer import plain_note
+from interlock_gateway.worker.endings import EndingNews
 from interlock_gateway.worker.ports import Vault
 from interlock_gateway.worker.slack import Bot, BotToken, Place, Slack, SlackRefused
 from interlock_gateway.worker.waiting import WaitingQuestions, resume_after_link
@@ -40,11 +42,13 @@ CALLERS: CallerTable = {
     f"/{SERVICE}/CheckHealth": _EDGE_AND_OPERATOR,
     f"/{SERVICE}/ListChannels": _EDGE,
     f"/{SERVICE}/SendTestMessage": _EDGE,
+    f"/{SERVICE}/Uninstall": _EDGE,
     f"/{SERVICE}/ResumeAfterLink": _EDGE,
     f"/{SERVICE}/ListDeadLetters": _EDGE_AND_OPERATOR,
     f"/{SERVICE}/ReplayDeadLetter": _EDGE_AND_OPERATOR,
 }
 
+_log = structlog.get_logger()
 _TEST_MESSAGE = "This is a test message of the agents app: it is installed and may post here."
 
 
@@ -110,6 +114,7 @@ class WorkerRpc(WorkerServiceServicer):
         slack: Slack,
         waiting: WaitingQuestions,
         dead_letters: DeadLetters,
+        endings: EndingNews,
         open_admin: Callable[[Secret[str]], AdminGrant],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -117,6 +122,7 @@ class WorkerRpc(WorkerServiceServicer):
         self._slack = slack
         self._waiting = waiting
         self._dead_letters = dead_letters
+        self._endings = endings
         self._open_admin = open_admin
         self._sleep = sleep
 
@@ -161,6 +167,24 @@ class WorkerRpc(WorkerServiceServicer):
         bot = self._bot(request.grant, AdminPurpose.TEST_MESSAGE)
         await bot.call(self._slack.post, Place(request.channel_id, ""), plain_note(_TEST_MESSAGE))
         return pb.SendTestMessageResponse()
+
+    @override
+    async def Uninstall(
+        self,
+        request: pb.UninstallRequest,
+        context: "_Context[pb.UninstallRequest, pb.UninstallResponse]",
+    ) -> pb.UninstallResponse:
+        """Remove the app from the workspace, and end what it is saying there."""
+        token = Secret(request.grant)
+        admin = self._open_admin(token)
+        require_purpose(admin, AdminPurpose.UNINSTALL)
+        await self._vault.uninstall(token)
+        try:
+            await self._endings.tell(admin.workspace.team_id or admin.workspace.enterprise_id)
+        except ServiceError as error:
+            # The answers end by themselves, at Slack's refusal of their next words.
+            _log.warning("endings_not_told", reason=error.reason)
+        return pb.UninstallResponse()
 
     @override
     async def ResumeAfterLink(

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"interlock/gateway/v1/gateway.proto\x12\x14interlock.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n\x12\x43heckHealthRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \";\n\x13\x43heckHealthResponse\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12\x13\n\x0bslack_error\x18\x02 \x01(\t\"3\n\x13ListChannelsRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \">\n\x07\x43hannel\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tis_member\x18\x03 \x01(\x08\"G\n\x14ListChannelsResponse\x12/\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x1d.interlock.gateway.v1.Channel\"h\n\x16SendTestMessageRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x30\n\nchannel_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[CDG][A-Z0-9]{2,20}$\"\x19\n\x17SendTestMessageResponse\"6\n\x16ResumeAfterLinkRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \"*\n\x17ResumeAfterLinkResponse\x12\x0f\n\x07resumed\x18\x01 \x01(\x08\"4\n\x16ListDeadLettersRequest\x12\x1a\n\x05grant\x18\x01 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80 \"\x85\x01\n\nDeadLetter\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12/\n\x0breceived_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\"Q\n\x17ListDeadLettersResponse\x12\x36\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32 .interlock.gateway.v1.DeadLetter\"P\n\x17ReplayDeadLetterRequest\x12\x1a\n\x05grant\x18\x01 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80 \x12\x19\n\x08\x65vent_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x1a\n\x18ReplayDeadLetterResponse2\x9d\x05\n\rWorkerService\x12\x62\n\x0b\x43heckHealth\x12(.interlock.gateway.v1.CheckHealthRequest\x1a).interlock.gateway.v1.CheckHealthResponse\x12\x65\n\x0cListChannels\x12).interlock.gateway.v1.ListChannelsRequest\x1a*.interlock.gateway.v1.ListChannelsResponse\x12n\n\x0fSendTestMessage\x12,.interlock.gateway.v1.SendTestMessageRequest\x1a-.interlock.gateway.v1.SendTestMessageResponse\x12n\n\x0fResumeAfterLink\x12,.interlock.gateway.v1.ResumeAfterLinkRequest\x1a-.interlock.gateway.v1.ResumeAfterLinkResponse\x12n\n\x0fListDeadLetters\x12,.interlock.gateway.v1.ListDeadLettersRequest\x1a-.interlock.gateway.v1.ListDeadLettersResponse\x12q\n\x10ReplayDeadLetter\x12-.interlock.gateway.v1.ReplayDeadLetterRequest\x1a..interlock.gateway.v1.ReplayDeadLetterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"interlock/gateway/v1/gateway.proto\x12\x14interlock.gateway.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n\x12\x43heckHealthRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \";\n\x13\x43heckHealthResponse\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12\x13\n\x0bslack_error\x18\x02 \x01(\t\"3\n\x13ListChannelsRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \">\n\x07\x43hannel\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tis_member\x18\x03 \x01(\x08\"G\n\x14ListChannelsResponse\x12/\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x1d.interlock.gateway.v1.Channel\"h\n\x16SendTestMessageRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x30\n\nchannel_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[CDG][A-Z0-9]{2,20}$\"\x19\n\x17SendTestMessageResponse\"0\n\x10UninstallRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \"\x13\n\x11UninstallResponse\"6\n\x16ResumeAfterLinkRequest\x12\x1c\n\x05grant\x18\x01 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \"*\n\x17ResumeAfterLinkResponse\x12\x0f\n\x07resumed\x18\x01 \x01(\x08\"4\n\x16ListDeadLettersRequest\x12\x1a\n\x05grant\x18\x01 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80 \"\x85\x01\n\nDeadLetter\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12/\n\x0breceived_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\"Q\n\x17ListDeadLettersResponse\x12\x36\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32 .interlock.gateway.v1.DeadLetter\"P\n\x17ReplayDeadLetterRequest\x12\x1a\n\x05grant\x18\x01 \x01(\tB\x0b\x80\x01\x01\xbaH\x05r\x03\x18\x80 \x12\x19\n\x08\x65vent_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x1a\n\x18ReplayDeadLetterResponse2\xfb\x05\n\rWorkerService\x12\x62\n\x0b\x43heckHealth\x12(.interlock.gateway.v1.CheckHealthRequest\x1a).interlock.gateway.v1.CheckHealthResponse\x12\x65\n\x0cListChannels\x12).interlock.gateway.v1.ListChannelsRequest\x1a*.interlock.gateway.v1.ListChannelsResponse\x12n\n\x0fSendTestMessage\x12,.interlock.gateway.v1.SendTestMessageRequest\x1a-.interlock.gateway.v1.SendTestMessageResponse\x12\\\n\tUninstall\x12&.interlock.gateway.v1.UninstallRequest\x1a\'.interlock.gateway.v1.UninstallResponse\x12n\n\x0fResumeAfterLink\x12,.interlock.gateway.v1.ResumeAfterLinkRequest\x1a-.interlock.gateway.v1.ResumeAfterLinkResponse\x12n\n\x0fListDeadLetters\x12,.interlock.gateway.v1.ListDeadLettersRequest\x1a-.interlock.gateway.v1.ListDeadLettersResponse\x12q\n\x10ReplayDeadLetter\x12-.interlock.gateway.v1.ReplayDeadLetterRequest\x1a..interlock.gateway.v1.ReplayDeadLetterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDTESTMESSAGEREQUEST'].fields_by_name['grant']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200 '
   _globals['_SENDTESTMESSAGEREQUEST'].fields_by_name['channel_id']._loaded_options = None
   _globals['_SENDTESTMESSAGEREQUEST'].fields_by_name['channel_id']._serialized_options = b'\272H\031r\0272\025^[CDG][A-Z0-9]{2,20}$'
+  _globals['_UNINSTALLREQUEST'].fields_by_name['grant']._loaded_options = None
+  _globals['_UNINSTALLREQUEST'].fields_by_name['grant']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200 '
   _globals['_RESUMEAFTERLINKREQUEST'].fields_by_name['grant']._loaded_options = None
   _globals['_RESUMEAFTERLINKREQUEST'].fields_by_name['grant']._serialized_options = b'\200\001\001\272H\007r\005\020\001\030\200 '
   _globals['_LISTDEADLETTERSREQUEST'].fields_by_name['grant']._loaded_options = None
@@ -63,20 +65,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDTESTMESSAGEREQUEST']._serialized_end=529
   _globals['_SENDTESTMESSAGERESPONSE']._serialized_start=531
   _globals['_SENDTESTMESSAGERESPONSE']._serialized_end=556
-  _globals['_RESUMEAFTERLINKREQUEST']._serialized_start=558
-  _globals['_RESUMEAFTERLINKREQUEST']._serialized_end=612
-  _globals['_RESUMEAFTERLINKRESPONSE']._serialized_start=614
-  _globals['_RESUMEAFTERLINKRESPONSE']._serialized_end=656
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=658
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=710
-  _globals['_DEADLETTER']._serialized_start=713
-  _globals['_DEADLETTER']._serialized_end=846
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=848
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=929
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=931
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1011
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1013
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1039
-  _globals['_WORKERSERVICE']._serialized_start=1042
-  _globals['_WORKERSERVICE']._serialized_end=1711
+  _globals['_UNINSTALLREQUEST']._serialized_start=558
+  _globals['_UNINSTALLREQUEST']._serialized_end=606
+  _globals['_UNINSTALLRESPONSE']._serialized_start=608
+  _globals['_UNINSTALLRESPONSE']._serialized_end=627
+  _globals['_RESUMEAFTERLINKREQUEST']._serialized_start=629
+  _globals['_RESUMEAFTERLINKREQUEST']._serialized_end=683
+  _globals['_RESUMEAFTERLINKRESPONSE']._serialized_start=685
+  _globals['_RESUMEAFTERLINKRESPONSE']._serialized_end=727
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=729
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=781
+  _globals['_DEADLETTER']._serialized_start=784
+  _globals['_DEADLETTER']._serialized_end=917
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=919
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1000
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1002
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1082
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1084
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1110
+  _globals['_WORKERSERVICE']._serialized_start=1113
+  _globals['_WORKERSERVICE']._serialized_end=1876
 # @@protoc_insertion_point(module_scope)

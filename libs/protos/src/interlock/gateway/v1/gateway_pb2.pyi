@@ -192,6 +192,45 @@ class SendTestMessageResponse(_message.Message):
 Global___SendTestMessageResponse: _TypeAlias = SendTestMessageResponse  # noqa: Y015
 
 @_typing.final
+class UninstallRequest(_message.Message):
+    """Request of WorkerService.Uninstall."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    grant: _builtins.str
+    """An adminGrant of purpose `uninstall`."""
+    def __init__(
+        self,
+        *,
+        grant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UninstallRequest: _TypeAlias = UninstallRequest  # noqa: Y015
+
+@_typing.final
+class UninstallResponse(_message.Message):
+    """Response of WorkerService.Uninstall."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UninstallResponse: _TypeAlias = UninstallResponse  # noqa: Y015
+
+@_typing.final
 class ResumeAfterLinkRequest(_message.Message):
     """Request of WorkerService.ResumeAfterLink."""
 

@@ -50,6 +50,11 @@ class WorkerServiceStub:
                 request_serializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageRequest.SerializeToString,
                 response_deserializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageResponse.FromString,
                 _registered_method=True)
+        self.Uninstall = channel.unary_unary(
+                '/interlock.gateway.v1.WorkerService/Uninstall',
+                request_serializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallRequest.SerializeToString,
+                response_deserializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallResponse.FromString,
+                _registered_method=True)
         self.ResumeAfterLink = channel.unary_unary(
                 '/interlock.gateway.v1.WorkerService/ResumeAfterLink',
                 request_serializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.ResumeAfterLinkRequest.SerializeToString,
@@ -90,6 +95,18 @@ class WorkerServiceServicer:
 
     def SendTestMessage(self, request, context):
         """Post a test message to a channel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Uninstall(self, request, context):
+        """Uninstall the app from the workspace at Slack, shred its tokens, and end its
+        running answers.
+
+        May be repeated. Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+        PURPOSE_NOT_GRANTED; FAILED_PRECONDITION UNINSTALL_REFUSED; UNAVAILABLE
+        SLACK_UNAVAILABLE, REFRESH_PENDING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +155,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.SendTestMessage,
                     request_deserializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageRequest.FromString,
                     response_serializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageResponse.SerializeToString,
+            ),
+            'Uninstall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Uninstall,
+                    request_deserializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallRequest.FromString,
+                    response_serializer=interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallResponse.SerializeToString,
             ),
             'ResumeAfterLink': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeAfterLink,
@@ -237,6 +259,33 @@ class WorkerService:
             '/interlock.gateway.v1.WorkerService/SendTestMessage',
             interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageRequest.SerializeToString,
             interlock_dot_gateway_dot_v1_dot_gateway__pb2.SendTestMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Uninstall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.gateway.v1.WorkerService/Uninstall',
+            interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallRequest.SerializeToString,
+            interlock_dot_gateway_dot_v1_dot_gateway__pb2.UninstallResponse.FromString,
             options,
             channel_credentials,
             insecure,

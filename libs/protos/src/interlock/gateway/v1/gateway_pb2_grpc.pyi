@@ -31,6 +31,14 @@ class WorkerServiceStub:
     """List the channels the bot can see."""
     SendTestMessage: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SendTestMessageRequest, _gateway_pb2.SendTestMessageResponse]
     """Post a test message to a channel."""
+    Uninstall: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UninstallRequest, _gateway_pb2.UninstallResponse]
+    """Uninstall the app from the workspace at Slack, shred its tokens, and end its
+    running answers.
+
+    May be repeated. Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+    PURPOSE_NOT_GRANTED; FAILED_PRECONDITION UNINSTALL_REFUSED; UNAVAILABLE
+    SLACK_UNAVAILABLE, REFRESH_PENDING.
+    """
     ResumeAfterLink: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ResumeAfterLinkRequest, _gateway_pb2.ResumeAfterLinkResponse]
     """Run the question that waited for a link, now that its user is linked.
 
@@ -74,6 +82,20 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_gateway_pb2.SendTestMessageRequest, _abc.Awaitable[_gateway_pb2.SendTestMessageResponse]],
     ) -> _abc.Awaitable[_gateway_pb2.SendTestMessageResponse]:
         """Post a test message to a channel."""
+
+    @_abc_1.abstractmethod
+    def Uninstall(
+        self,
+        request: _gateway_pb2.UninstallRequest,
+        context: _aio.ServicerContext[_gateway_pb2.UninstallRequest, _abc.Awaitable[_gateway_pb2.UninstallResponse]],
+    ) -> _abc.Awaitable[_gateway_pb2.UninstallResponse]:
+        """Uninstall the app from the workspace at Slack, shred its tokens, and end its
+        running answers.
+
+        May be repeated. Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+        PURPOSE_NOT_GRANTED; FAILED_PRECONDITION UNINSTALL_REFUSED; UNAVAILABLE
+        SLACK_UNAVAILABLE, REFRESH_PENDING.
+        """
 
     @_abc_1.abstractmethod
     def ResumeAfterLink(
