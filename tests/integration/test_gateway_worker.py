@@ -269,6 +269,17 @@ class World:
                 # Anything at all has changed.
                 await feed.content.readline()
 
+    async def direct_messages(self) -> list[dict[str, Any]]:
+        """List what the bot told Mia alone."""
+        headers = {"Authorization": f"Bearer {self.peers.bot_token}"}
+        opening = f"{self.slack}/api/conversations.open"
+        async with self.http.post(opening, data={"users": MIA}, headers=headers) as opened:
+            channel = (await opened.json())["channel"]["id"]
+        query = {"team": TEAM, "channel": channel}
+        async with self.http.get(f"{self.slack}/_control/messages", params=query) as response:
+            messages: list[dict[str, Any]] = (await response.json())["messages"]
+            return messages
+
     @asynccontextmanager
     async def calling(self, name: str) -> AsyncIterator[WorkerServiceStub]:
         """Open the worker's service as a caller of some name."""
@@ -374,6 +385,21 @@ async def test_link_resumes_the_question(world: World) -> None:
     await world.wait_for_message(lambda each: "Helper" in str(each))
     (run,) = world.peers.calls_of("Run")
     assert run.entry_point == runner.ENTRY_POINT_SMART_LINK_RESUME
+
+
+async def test_a_link_without_a_question_is_told_too(world: World) -> None:
+    """Whoever linked by a command reads in a direct message whose account acts, and undoes it."""
+    request = gateway.ResumeAfterLinkRequest(grant=world.admin_grant(AdminPurpose.RESUME, MIA))
+    async with world.calling("gateway-edge") as worker:
+        assert not (await worker.ResumeAfterLink(request, timeout=5)).resumed
+        (told,) = [each for each in await world.direct_messages() if "now linked" in str(each)]
+        assert "Not me: unlink" in str(told["blocks"])
+        # Slack away, or the link gone again: the answer is the same.
+        world.peers.fail_next["ReadBotToken"] = RemoteError(Kind.UNAVAILABLE, "KMS_UNAVAILABLE")
+        assert not (await worker.ResumeAfterLink(request, timeout=5)).resumed
+        world.peers.is_linked = False
+        assert not (await worker.ResumeAfterLink(request, timeout=5)).resumed
+    assert len(await world.direct_messages()) == 1
 
 
 async def test_runner_that_is_away_is_asked_again(world: World) -> None:

@@ -202,6 +202,7 @@ def _server(
     )
     servicer = WorkerRpc(
         vault=ports.vault,
+        identity=ports.identity,
         slack=ports.slack,
         waiting=ports.waiting,
         dead_letters=PostgresDeadLetters(statements),

@@ -1,7 +1,8 @@
 """`interlock.gateway.v1`: what the worker does for administrators and operators."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -15,11 +16,11 @@ from interlock_chassis.callers import CallerTable
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import current_call
-from interlock_gateway.worker.answer import plain_note
+from interlock_gateway.worker.answer import linked_note, plain_note
 from interlock_gateway.worker.endings import EndingNews
 from interlock_gateway.worker.ports import Vault
 from interlock_gateway.worker.slack import Bot, BotToken, Place, Slack, SlackRefused
-from interlock_gateway.worker.waiting import WaitingQuestions, resume_after_link
+from interlock_gateway.worker.waiting import LinkWitness, WaitingQuestions, resume_after_link
 from interlock_tokens.errors import InvalidToken
 from interlock_tokens.grants import AdminGrant, AdminPurpose
 from interlock_tokens.verifying import require_purpose
@@ -49,6 +50,8 @@ CALLERS: CallerTable = {
 }
 
 _log = structlog.get_logger()
+# A person at a page waits for this, and edge for 3 s.
+_TELLING = timedelta(seconds=1.5)
 _TEST_MESSAGE = "This is a test message of the agents app: it is installed and may post here."
 
 
@@ -111,6 +114,7 @@ class WorkerRpc(WorkerServiceServicer):
         self,
         *,
         vault: Vault,
+        identity: LinkWitness,
         slack: Slack,
         waiting: WaitingQuestions,
         dead_letters: DeadLetters,
@@ -119,6 +123,7 @@ class WorkerRpc(WorkerServiceServicer):
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._vault = vault
+        self._identity = identity
         self._slack = slack
         self._waiting = waiting
         self._dead_letters = dead_letters
@@ -192,10 +197,24 @@ class WorkerRpc(WorkerServiceServicer):
         request: pb.ResumeAfterLinkRequest,
         context: "_Context[pb.ResumeAfterLinkRequest, pb.ResumeAfterLinkResponse]",
     ) -> pb.ResumeAfterLinkResponse:
-        """Run the question that waited for a link."""
+        """Run the question that waited for a link; where none did, tell of the link."""
         token = Secret(request.grant)
-        resumed = await resume_after_link(self._waiting, self._open_admin(token), token)
+        grant = self._open_admin(token)
+        resumed = await resume_after_link(self._waiting, grant, token)
+        if not resumed:
+            await self._tell_of_link(request.grant, grant.slack_user_id)
         return pb.ResumeAfterLinkResponse(resumed=resumed)
+
+    async def _tell_of_link(self, token: str, slack_user_id: str) -> None:
+        """Tell a Slack user which account is theirs now; the link stands without it."""
+        try:
+            async with asyncio.timeout(_TELLING.total_seconds()):
+                name = await self._identity.resolve_user(Secret(token))
+                bot = self._bot(token, AdminPurpose.RESUME)
+                await bot.call(self._slack.post, Place(slack_user_id, ""), linked_note(name))
+        except (ServiceError, TimeoutError) as error:
+            reason = error.reason if isinstance(error, ServiceError) else "TIMEOUT"
+            structlog.get_logger().warning("link_not_told", reason=reason)
 
     @override
     async def ListDeadLetters(
