@@ -46,8 +46,15 @@ from interlock_token_vault.adapters.memory import (
 from interlock_token_vault.adapters.probed_keks import ProbedKeks
 from interlock_token_vault.adapters.remote_kms import RemoteKms
 from interlock_token_vault.config import VaultSettings
-from interlock_token_vault.domain.audit import Origin
-from interlock_token_vault.domain.envelope import KeyContext, TokenContext
+from interlock_token_vault.domain.audit import AuditEvent, Origin
+from interlock_token_vault.domain.envelope import (
+    NONCE_BYTES,
+    SALT_BYTES,
+    KeyContext,
+    SealedBytes,
+    TokenContext,
+    seal,
+)
 from interlock_token_vault.domain.installation import (
     ClientId,
     Installation,
@@ -210,6 +217,159 @@ async def stage() -> AsyncIterator[Stage]:
     """Give a vault with a clock that moves when told to."""
     async with _stage() as made:
         yield made
+
+
+async def _alarmed(stage: Stage, reason: str, team_id: str = "T0NORTHWIND") -> None:
+    """Fail to open, as DATA_LOSS, with an error line and a record, and no plaintext anywhere."""
+    with capture_logs() as lines:
+        error = await stage.refused(team_id)
+    assert (code_of(error), error.reason) == (DATA_LOSS, reason)
+    assert stage.outcomes[-1] == reason
+    assert "xoxb-" not in str(lines) + str(error.metadata) + str(stage.store.records)
+
+
+@row("KM-01")
+async def test_a_token_in_another_teams_row_stays_closed(stage: Stage, row_id: str) -> None:
+    """Of the same tenant or not: neither the ciphertext alone nor with its key opens there."""
+    theirs, ours = await stage.install("T0THEIRS"), await stage.install("T0OURS")
+    own = stage.store.tokens[ours]
+    stage.store.tokens[ours] = stage.store.tokens[theirs]
+    await _alarmed(stage, "CANNOT_OPEN", "T0OURS")
+    (moved,) = stage.store.tokens[theirs]
+    stage.store.tokens[ours] = (replace(moved, dek_id=own[0].dek_id),)
+    await _alarmed(stage, "CANNOT_OPEN", "T0OURS")
+    await stage.read("T0THEIRS")
+    stage.store.tokens[ours] = own
+    await stage.read("T0OURS")
+
+
+@row("KM-02")
+async def test_a_bots_token_in_another_column_stays_closed(stage: Stage, row_id: str) -> None:
+    """As a user's, a webhook's, or from the refresh slot, it is not what the row says."""
+    where = await stage.install()
+    (bots,) = stage.store.tokens[where]
+    key = stage.installed[0]
+    stage.store.tokens[where] = (replace(bots, kind=TokenKind.USER, user_id="U0MIA"),)
+    with pytest.raises(ServiceError) as refusal:
+        await stage.vault.read(ReadAsk(key, ORIGIN, user_id="U0MIA"))
+    assert (code_of(refusal.value), refusal.value.reason) == (DATA_LOSS, "CANNOT_OPEN")
+    place = TokenContext(
+        environment=ENVIRONMENT,
+        key=key,
+        installation_id=where,
+        user_id="",
+        kind=TokenKind.BOT,
+        slot=TokenSlot.REFRESH,
+        dek_id=bots.dek_id,
+        generation=1,
+    )
+    data_key = stage.keys.take(stage.store.deks[where], KeyContext(ENVIRONMENT, CLIENT, where))
+    refresh = await data_key.seal(Secret("xoxe-1-refresh"), place, None)
+    stage.store.tokens[where] = (replace(refresh, slot=TokenSlot.ACCESS),)
+    await _alarmed(stage, "CANNOT_OPEN")
+    stage.store.tokens[where] = (bots,)
+    await stage.read()
+
+
+@row("KM-03")
+async def test_an_older_state_put_back_stays_closed(stage: Stage, row_id: str) -> None:
+    """A token alone shows by its generation, also renamed; a whole row by the audit log's head."""
+    where = await stage.install()
+    (old,) = stage.store.tokens[where]
+    row = stage.store.installations[where]
+    stage.store.installations[where] = replace(row, generation=2)
+    await _alarmed(stage, "CANNOT_OPEN")
+    stage.store.tokens[where] = (replace(old, generation=2),)
+    await _alarmed(stage, "CANNOT_OPEN")
+    stage.store.installations[where], stage.store.tokens[where] = row, (old,)
+    await stage.read()
+    event = AuditEvent("install.activated", ORIGIN, installation_id=where, generation=2)
+    await stage.store.record([event])
+    await _alarmed(stage, "CANNOT_OPEN")
+
+
+async def _put(stage: Stage, where: InstallationId, sealed: bytes) -> None:
+    (token,) = stage.store.tokens[where]
+    stage.store.tokens[where] = (replace(token, sealed=SealedBytes(sealed)),)
+
+
+@row("KM-05")
+async def test_no_bit_of_a_sealed_token_may_change(stage: Stage, row_id: str) -> None:
+    """Every one, tried through a read: the version's are a format that is not known."""
+    where = await stage.install()
+    sealed = stage.store.tokens[where][0].sealed
+    for bit in range(len(sealed) * 8):
+        changed = bytearray(sealed)
+        changed[bit // 8] ^= 1 << bit % 8
+        await _put(stage, where, bytes(changed))
+        error = await stage.refused()
+        assert code_of(error) is DATA_LOSS
+        is_version = bit < 8
+        assert (error.reason == "CANNOT_OPEN") != is_version
+    await _put(stage, where, sealed)
+    await stage.read()
+
+
+@row("KM-06")
+async def test_no_length_of_a_sealed_token_may_change(stage: Stage, row_id: str) -> None:
+    """Cut anywhere, or with a byte more: one typed error."""
+    where = await stage.install()
+    sealed = stage.store.tokens[where][0].sealed
+    for changed in (*(sealed[:length] for length in range(len(sealed))), sealed + b"\0"):
+        await _put(stage, where, changed)
+        error = await stage.refused()
+        assert (code_of(error), error.reason) == (DATA_LOSS, "CANNOT_OPEN")
+
+
+@row("KM-07")
+async def test_another_version_of_a_sealed_token_is_named(stage: Stage, row_id: str) -> None:
+    """0, 2 and 255 are formats that nobody here writes; none is tried as anything else."""
+    where = await stage.install()
+    sealed = stage.store.tokens[where][0].sealed
+    for version in (0, 2, 255):
+        await _put(stage, where, bytes([version]) + sealed[1:])
+        await _alarmed(stage, "UNSUPPORTED_VERSION")
+
+
+@row("KM-08")
+async def test_a_token_in_the_clear_is_an_alarm(stage: Stage, row_id: str) -> None:
+    """What was never sealed is not released, and says so by its own name."""
+    where = await stage.install()
+    for text in (b"xoxb-17653672481-19874698323-plain", b"xoxe.xoxb-1-" + b"a" * 160):
+        await _put(stage, where, text)
+        await _alarmed(stage, "PLAINTEXT_AT_REST")
+
+
+@row("KM-09")
+async def test_one_ciphertext_does_not_open_under_two_keys(stage: Stage, row_id: str) -> None:
+    """A valid ciphertext of the key in force, with another key's commitment, is refused by that."""
+    where = await stage.install()
+    (token,) = stage.store.tokens[where]
+    place = TokenContext(
+        environment=ENVIRONMENT,
+        key=stage.installed[0],
+        installation_id=where,
+        user_id="",
+        kind=TokenKind.BOT,
+        slot=TokenSlot.ACCESS,
+        dek_id=token.dek_id,
+        generation=1,
+    )
+    salt, nonce = bytes(SALT_BYTES), bytes(NONCE_BYTES)
+    ours = stage.store.deks[where]
+    dek = await stage.kms.unwrap(
+        WrappedKey(ours.kek_version, ours.wrapped),
+        KeyContext(ENVIRONMENT, CLIENT, where).encode(),
+    )
+    mine = seal(dek.reveal(), b"xoxb-collides", place, salt=salt, nonce=nonce)
+    other = seal(bytes(range(32)), b"xoxb-collides", place, salt=salt, nonce=nonce)
+    committed = slice(1 + SALT_BYTES, 1 + SALT_BYTES + 32)
+    await _put(stage, where, mine[: committed.start] + other[committed] + mine[committed.stop :])
+    await _alarmed(stage, "CANNOT_OPEN")
+    await _put(stage, where, mine)
+    assert (await stage.vault.read(ReadAsk(stage.installed[0], ORIGIN))).token == Secret(
+        "xoxb-collides"
+    )
 
 
 @row("KM-04")

@@ -27,9 +27,7 @@ from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock.token_vault.v1 import token_vault_pb2_grpc as services
 from interlock_chassis.callers import CallerTable, may_call
 from interlock_chassis.client import open_channel
-from interlock_chassis.clock import Clock
-from interlock_chassis.config import load_settings, variable_of
-from interlock_chassis.database import create_database, migrate, open_pool
+from interlock_chassis.database import create_database, migrate
 from interlock_chassis.errors import ConfigError, Kind, RemoteError
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import RpcServer
@@ -50,10 +48,7 @@ from interlock_cli.vault_house import (
 from interlock_gateway.migrations import DATABASE as GATEWAY_DATABASE
 from interlock_gateway.migrations import WORKER_ROLE
 from interlock_token_vault.adapters.checkpoints import Ed25519Signer, FileCheckpoints
-from interlock_token_vault.adapters.journal import open_journal
-from interlock_token_vault.adapters.postgres import ClockSkew, PostgresStore
 from interlock_token_vault.adapters.rows import columns_of, query, record_of
-from interlock_token_vault.config import VaultSettings
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent, Origin
 from interlock_token_vault.domain.audit_log import Break, ChainHead, Span, verify_log
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
@@ -642,108 +637,6 @@ async def test_two_pods_migrate_at_once(cluster: ScratchDatabases, row: str) -> 
         assert await owner.fetchval("SELECT to_regclass('vault.freeze')") is not None
     finally:
         await owner.close()
-
-
-# env/config
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """Give the least environment that a production vault starts with."""
-    files = {
-        "database_url_file": "postgresql://v:pw@db.example:5432/vault?sslmode=verify-full",
-        "slack_client_secret_file": "client-secret",
-        "grant_public_keys_file": '{"keys": []}',
-        "fingerprint_key_file": "f" * 32,
-    }
-    fields: dict[str, Any] = {
-        "environment": "production",
-        "listen": "127.0.0.1:0",
-        "ops_listen": "127.0.0.1:0",
-        "tls_ca_file": tmp_path / "ca.crt",
-        "tls_cert_file": tmp_path / "vault.crt",
-        "tls_key_file": tmp_path / "vault.key",
-        "slack_client_id": "1111.2222",
-        "kms": "gcp",
-        "gcp_kms_project": "acme-prod",
-        "gcp_kms_key": "projects/acme-prod/locations/eu/keyRings/r/cryptoKeys/k",
-        "identity_address": "127.0.0.1:7000",
-    }
-    for field, content in files.items():
-        (tmp_path / field).write_text(content)
-        fields[field] = tmp_path / field
-    return {variable_of(field): str(value) for field, value in fields.items()}
-
-
-_KEY = "projects/acme-prod/locations/eu/keyRings/r/cryptoKeys/k"
-BAD_SETTINGS: dict[str, list[tuple[str, str]]] = {
-    "CF-01": [("slack_client_secret_file", text) for text in ("", "  ", "canary-secret\n")],
-    "CF-02": [
-        ("database_url_file", "postgresql://v:canary@db.example/vault"),
-        ("database_url_file", "postgresql://v:canary@db.example/vault?sslmode=require"),
-    ],
-    "CF-03": [
-        ("gcp_kms_key", f"{_KEY}/cryptoKeyVersions/1"),
-        ("gcp_kms_key", _KEY.replace("acme-prod", "canary-prod")),
-    ],
-    "CF-04": [("dek_cache_ttl_seconds", text) for text in ("-1", "301", "1e9", "abc")],
-    "CF-05": [("log_level", "debug"), ("log_level", "DEBUG")],
-    "CF-06": [("slack_clientid", "canary")],
-    "CF-07": [
-        ("slack_api_url", text)
-        for text in (
-            "http://169.254.169.254/api/",
-            "https://169.254.169.254/api/",
-            "file:///etc/passwd",
-            "https://user:canary@slack.com/api/",
-            "https://slack.com/api/../../",
-            "http://slack.com/api/",
-        )
-    ],
-}
-
-
-@pytest.mark.parametrize("row", BAD_SETTINGS)
-def test_a_setting_that_would_loosen_the_vault_stops_it(
-    environ: dict[str, str], tmp_path: Path, row: str
-) -> None:
-    """No start, the variable is named, and its value is not."""
-    assert load_settings(VaultSettings, environ).dek_cache_ttl_seconds == 300
-    for field, value in BAD_SETTINGS[row]:
-        given = value
-        if field.endswith("_file"):
-            path = tmp_path / "bad"
-            path.write_text(value)
-            given = str(path)
-        with pytest.raises(ConfigError) as refused:
-            load_settings(VaultSettings, {**environ, variable_of(field): given})
-        assert refused.value.variable == variable_of(field)
-        assert "canary" not in str(refused.value)
-
-
-class _Ahead(Clock):
-    """A machine whose clock is an hour ahead."""
-
-    def now(self) -> datetime:
-        """Read the wrong time."""
-        return datetime.now(UTC) + timedelta(hours=1)
-
-    def monotonic(self) -> float:
-        """Read seconds."""
-        return time.monotonic()
-
-
-@pytest.mark.parametrize("row", ["CF-08"])
-async def test_a_wrong_clock_is_not_ready(cluster: ScratchDatabases, row: str) -> None:
-    """An hour off the database's time, a vault says so and does not serve."""
-    urls = await cluster.database(DATABASE)
-    async with (
-        open_pool(urls.roles[VAULT_ROLE], application="test") as pool,
-        open_journal(pool, new_id=uuid4) as journal,
-    ):
-        await PostgresStore(pool, journal).require_ready()
-        with pytest.raises(ClockSkew):
-            await PostgresStore(pool, journal, _Ahead()).require_ready()
 
 
 async def test_every_rpc_is_for_its_callers_only(house: House) -> None:

@@ -34,6 +34,8 @@ _HOST_NAME = re.compile(
 # address written in a way that a check for addresses does not see.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 _URL_TEXT = re.compile(r"[!-~]+")
+# Slack, and its separate offer to governments (docs.slack.dev/authentication/govslack).
+_SLACKS_HOSTS = ("slack.com", "slack-gov.com")
 _PATH_TRICKS = re.compile(r"//|\\|/\.{1,2}(/|$)|%(2e|2f|5c|00)", re.IGNORECASE)
 
 
@@ -127,6 +129,13 @@ def _http_url(value: object, info: ValidationInfo) -> URL:
     return url
 
 
+def _slacks_url(url: URL, info: ValidationInfo) -> URL:
+    is_slacks = url.raw_host in _SLACKS_HOSTS and url.explicit_port in {None, 443}
+    if _environment(info) is not Environment.DEVELOPMENT and not is_slacks:
+        raise ValueError(f"must be of {' or '.join(_SLACKS_HOSTS)} outside development")
+    return url
+
+
 def _require_plain_host(host: str) -> None:
     try:
         address = ipaddress.ip_address(host)
@@ -178,6 +187,13 @@ DatabaseUrlFile = Annotated[Secret[str], PlainValidator(_database_url)]
 
 HttpUrl = Annotated[URL, PlainValidator(_http_url)]
 """An https URL without user, query or fragment; in development also http to loopback."""
+
+SlackUrl = Annotated[URL, PlainValidator(_http_url), AfterValidator(_slacks_url)]
+"""An HttpUrl of Slack's own hosts; in development also of others.
+
+Tokens, client secrets and answers go there: a production that could be pointed
+elsewhere would hand them to whoever may set a variable.
+"""
 
 HostPort = Annotated[str, AfterValidator(_host_port)]
 """`host:port`; port 0 lets the system choose."""

@@ -15,6 +15,7 @@ from interlock_chassis.config import (
     HttpUrl,
     SecretFile,
     ServiceSettings,
+    SlackUrl,
 )
 from interlock_chassis.secret import Secret
 
@@ -80,10 +81,10 @@ class VaultSettings(ServiceSettings):
     slack_client_secret_file: SecretFile
     """File with the client secret of Interlock's own Slack app."""
 
-    slack_api_url: HttpUrl = Field(default="https://slack.com/api/", validate_default=True)
+    slack_api_url: SlackUrl = Field(default="https://slack.com/api/", validate_default=True)
     """Where Slack's Web API is."""
 
-    slack_url: HttpUrl = Field(default="https://slack.com", validate_default=True)
+    slack_url: SlackUrl = Field(default="https://slack.com", validate_default=True)
     """Where Slack's consent page is."""
 
     slack_bot_scopes: CommaList = BOT_SCOPES

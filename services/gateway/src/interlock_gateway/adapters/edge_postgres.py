@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 
+from interlock_chassis.clock import Clock, SystemClock, require_agreement
 from interlock_chassis.database import database_errors
 from interlock_chassis.secret import Secret
 from interlock_gateway.domain.slack_request import SlackRequest
@@ -35,8 +36,9 @@ _COUNT = "SELECT gateway.count_attempt($1, $2)"
 class EdgePostgres:
     """The inbox, the installs under way and the attempt counters, in Postgres."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, clock: Clock | None = None) -> None:
         self._pool = pool
+        self._clock = clock or SystemClock()
         self._running: set[asyncio.Task[asyncpg.Record | None]] = set()
 
     async def put(self, request: SlackRequest, body: bytes, grant: Secret[str]) -> bool:
@@ -80,12 +82,13 @@ class EdgePostgres:
         return OAuthState(row["session_ref"], Secret(row["grant_token"]), row["redirect_to"])
 
     async def require_ready(self) -> None:
-        """Ask the database for a sign of life.
+        """Ask the database for a sign of life, and for the time.
 
         Raises:
             EdgeDatabaseUnavailable: There is none within 2 s.
+            ClockSkew: This machine's clock and the database's differ.
         """
-        await self._fetch_value("SELECT 1")
+        require_agreement(self._clock, await self._fetch_value("SELECT clock_timestamp()"))
 
     async def _fetch_value(self, statement: str, *arguments: object) -> Any:
         row = await self._fetch_row(statement, *arguments)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from interlock_chassis.clock import Clock, SystemClock, require_agreement
 from interlock_chassis.database import database_errors
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
@@ -615,9 +616,10 @@ _SWEEPS: Sequence[tuple[str, tuple[object, ...]]] = (
 class PostgresCron:
     """What has to be done now and then, by one worker at a time."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", clock: Clock | None = None) -> None:
         self._pool = pool
         self._statements = Statements(pool)
+        self._clock = clock or SystemClock()
 
     async def alone(self, work: Callable[[], Awaitable[T]]) -> T | None:
         """Do some work unless another worker is at it; None if one is.
@@ -655,9 +657,11 @@ class PostgresCron:
         return InboxState(row["waiting"], row["oldest"], row["dead"])
 
     async def require_ready(self) -> None:
-        """Ask the database for a sign of life.
+        """Ask the database for a sign of life, and for the time.
 
         Raises:
             WorkerDatabaseUnavailable: There is none.
+            ClockSkew: This machine's clock and the database's differ.
         """
-        await self._statements.fetch("SELECT 1")
+        rows = await self._statements.fetch("SELECT clock_timestamp() AS at")
+        require_agreement(self._clock, rows[0]["at"])

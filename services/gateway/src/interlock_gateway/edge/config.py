@@ -15,6 +15,7 @@ from interlock_chassis.config import (
     HttpUrl,
     SecretFile,
     ServiceSettings,
+    SlackUrl,
 )
 
 
@@ -80,7 +81,7 @@ class EdgeSettings(ServiceSettings):
     )
     """Name of the auth server's session cookie."""
 
-    slack_url: Annotated[HttpUrl, AfterValidator(_without_path)] = URL("https://slack.com")
+    slack_url: Annotated[SlackUrl, AfterValidator(_without_path)] = URL("https://slack.com")
     """Where Slack's own pages are."""
 
     trusted_proxies: Annotated[CommaList, AfterValidator(_networks)] = ()

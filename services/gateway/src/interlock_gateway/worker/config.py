@@ -3,17 +3,29 @@
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
 from yarl import URL
 
 from interlock_chassis.config import (
     CommaList,
     DatabaseUrlFile,
     DocumentFile,
+    Environment,
     HostPort,
     HttpUrl,
     ServiceSettings,
+    SlackUrl,
 )
+
+_RESPONSE_HOSTS = ("hooks.slack.com", "hooks.slack-gov.com")
+
+
+def _slacks(hosts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    # Answers go there, and whoever sends us an event names one of them.
+    is_free = info.data.get("environment") is Environment.DEVELOPMENT
+    if not is_free and not set(hosts) <= set(_RESPONSE_HOSTS):
+        raise ValueError(f"may only list {' and '.join(_RESPONSE_HOSTS)} outside development")
+    return hosts
 
 
 class WorkerSettings(ServiceSettings):
@@ -37,11 +49,12 @@ class WorkerSettings(ServiceSettings):
     runner_address: HostPort
     """Where the runner listens, `host:port`."""
 
-    slack_api_url: HttpUrl = URL("https://slack.com/api/")
+    slack_api_url: SlackUrl = URL("https://slack.com/api/")
     """Slack's Web API."""
 
-    slack_response_hosts: CommaList = ("hooks.slack.com", "hooks.slack-gov.com")
-    """Hosts that Slack's response URLs may name, with their port where it is not 443."""
+    slack_response_hosts: Annotated[CommaList, AfterValidator(_slacks)] = _RESPONSE_HOSTS
+    """Hosts that Slack's response URLs may name; in development also others, with their port where
+    it is not 443."""
 
     lane_slots: Annotated[int, Field(ge=1, le=1000)] = 32
     """Threads that this process answers at a time."""

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from interlock_chassis.clock import Clock, SystemClock, require_agreement
 from interlock_identity.adapters.postgres_audit import (
     RECORD,
     alone,
@@ -330,23 +331,28 @@ _LACKS_OPERATOR_AGENT = text("""
     SELECT 1 FROM identity.organization
     WHERE id = :tenant_id AND operator_agent = :agent AND NOT has_operator_agent
 """)
-_READY = text("SELECT 1 FROM identity.organization LIMIT 1")
+_READY = text(
+    "SELECT clock_timestamp() AS at, EXISTS (SELECT FROM identity.organization) AS has_any"
+)
 
 
 class PostgresStore:
     """Every store of identity over one engine; what each promises is said at its port."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, clock: Clock | None = None) -> None:
         self._engine = engine
+        self._clock = clock or SystemClock()
 
     async def require_ready(self) -> None:
-        """Read one row.
+        """Read one row, and the database's clock.
 
         Raises:
             DatabaseUnavailable: The database does not answer, or has no tables.
+            ClockSkew: This machine's clock and the database's differ.
         """
         async with self._alone() as connection:
-            await connection.execute(_READY)
+            row = (await connection.execute(_READY)).mappings().one()
+        require_agreement(self._clock, row["at"])
 
     # People.
 

@@ -1,13 +1,12 @@
 """The vault's database, as reading needs it."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
 
-from interlock_chassis.clock import Clock, SystemClock
-from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.clock import Clock, SystemClock, require_agreement
 from interlock_token_vault.adapters.journal import Journal, failing_closed
 from interlock_token_vault.adapters.rows import Connection, Pool, query, record_of
 from interlock_token_vault.domain.audit import AuditEvent, ChainedEvent, Origin
@@ -32,18 +31,9 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _EXPORT_PAGE = 1000
 # The months that the migration made, and a vault that is down for a while.
 _MONTHS_AHEAD = 3
-# Signatures of Slack are good for 5 minutes, grants for 15.
-_MOST_SKEW = timedelta(minutes=1)
 _SELF = Origin(actor="token-vault", rpc="readiness")
 # What is stopped for all is stopped under this id, which no installation has.
 _ALL = UUID(int=0)
-
-
-class ClockSkew(ServiceError):
-    """This machine's clock and the database's differ by more than a minute."""
-
-    kind = Kind.UNAVAILABLE
-    reason = "CLOCK_SKEW"
 
 
 class PostgresStore:
@@ -196,9 +186,6 @@ class PostgresStore:
             row = await self._pool.fetchrow(query("check_ready"))
         if row is None or not row["can_write"]:
             raise DatabaseUnavailable
-        if abs(row["at"] - self._clock.now()) > _MOST_SKEW:
-            # Grants would be taken that have expired, or refused that have not.
-            _log.error("clock_skew", database=row["at"].isoformat())
-            raise ClockSkew
+        require_agreement(self._clock, row["at"])
         if self._journal.is_failing:
             await self._journal.record([AuditEvent("log.resumed", _SELF)])
