@@ -1,7 +1,7 @@
 """Whatever happens in whatever order: links and tokens are those that a small model allows.
 
-A state machine claims, creates, redeems, expires, unlinks, leaves, uninstalls
-and sweeps, through identity's use cases on a real Postgres.
+A state machine claims, creates, redeems, expires, unlinks, leaves, uninstalls,
+sweeps, forgets and renews, through identity's use cases on a real Postgres.
 """
 
 import asyncio
@@ -60,9 +60,9 @@ from interlock_identity.migrations import DATABASE
 from interlock_identity.offboarding import Offboarding
 from interlock_identity.workspaces import InstallFacts, Workspaces
 from interlock_tokens.families import Family
-from interlock_tokens.grants import InstallGrant
+from interlock_tokens.grants import InstallGrant, SlackGrant, Workspace
 from interlock_tokens.keysets import Keyset, generate_ed25519_key, generate_hs256_key
-from interlock_tokens.verifying import verify_user_token
+from interlock_tokens.verifying import verify_slack_grant, verify_user_token
 
 _T = TypeVar("_T")
 
@@ -129,6 +129,7 @@ class World:
     store: PostgresStore
     upkeep: PostgresUpkeep
     membership: FakeMembership
+    grant_keys: Keyset
     user_tokens: Keyset
     workspaces: Workspaces
     linking: Linking
@@ -227,6 +228,7 @@ def _make_world(
         store=store,
         upkeep=upkeep,
         membership=membership,
+        grant_keys=grant_keys,
         user_tokens=user_tokens,
         workspaces=Workspaces(
             workspaces=store,
@@ -542,7 +544,59 @@ class Identity(RuleBasedStateMachine):
         # Where it was the one who used a code, the code goes too.
         self.drop_codes_that_are_gone()
 
-    # Tokens.
+    @rule(tenant=tenants, really=rarely)
+    def forget_organization(self, tenant: str, *, really: bool) -> None:
+        """Forget a whole tenant, as an operator; its people sign in again later."""
+        if not really:
+            return
+        work = self.world.offboarding.forget_organization(TenantId(tenant), ORIGIN)
+        gone = [each for each in self.model.links if each[0] == tenant]
+        assert self.world.run(work) == len(gone)
+        for key, claimed in list(self.model.claims.items()):
+            if claimed.tenant == tenant:
+                self.model.end_claim(key)
+        assert not [each for each in self.model.links if each[0] == tenant]
+        for name in PEOPLE:
+            session = _session(tenant, name)
+            self.world.run(self.world.store.remember(session.person, session.tenant))
+
+    # Grants and tokens.
+
+    @rule(sighting=_sightings())
+    def renew(self, sighting: tuple[WorkspaceKey, SlackUser]) -> None:
+        """Renew an event's grant: for as long as the workspace is claimed, and as the same."""
+        key, slack_user = sighting
+        now = SystemClock().now()
+        grant = SlackGrant(
+            jti="jti",
+            issued_at=now,
+            expires_at=now,
+            workspace=Workspace(key.enterprise_id, key.team_id, not key.team_id, key.app_id),
+            slack_user_id=slack_user.user_id,
+            slack_user_team_id=slack_user.team_id,
+            event_key="Ev1",
+            event_type="app_mention",
+            body_sha256="a" * 64,
+            event_at=now,
+            renewed=False,
+            is_stranger=False,
+        )
+        work = self.world.issuing.renew_grant(grant, ORIGIN)
+        if self.tenant_of(key) is None:
+            assert self.world.outcome(work) == "WORKSPACE_RELEASED"
+            return
+        token, _ = self.world.run(work)
+        found = verify_slack_grant(token.reveal(), self.world.grant_keys, now=SystemClock().now())
+        assert (found.workspace, found.slack_user_id) == (grant.workspace, grant.slack_user_id)
+
+    @rule(sighting=_sightings())
+    def come_as_a_stranger(self, sighting: tuple[WorkspaceKey, SlackUser]) -> None:
+        """Ask as a guest or from elsewhere: neither a code nor a token, linked or not."""
+        requester = Requester(*sighting, is_stranger=True)
+        create = self.world.linking.create_link_code(requester, "Mia", "")
+        assert self.world.outcome(create) == "SLACK_STRANGER"
+        issue = self.world.issuing.issue_user_token(requester, Errand(None, ""), ORIGIN)
+        assert self.world.outcome(issue) == "SLACK_STRANGER"
 
     @rule(sighting=_sightings())
     def issue(self, sighting: tuple[WorkspaceKey, SlackUser]) -> None:
