@@ -21,7 +21,7 @@ from statistics import median
 import asyncpg
 import psutil
 
-from bench.load import ROUNDS, measure_rate, run
+from bench.load import CALL_LIMIT, ROUNDS, measure_rate, run
 from interlock.identity.v1 import identity_pb2 as pb
 from interlock.identity.v1.identity_pb2_grpc import SubjectServiceStub
 from interlock_chassis.client import open_channel, remote_errors
@@ -51,6 +51,7 @@ TIMEOUT_S = 5.0
 # Redeems of each round and side; they are taken back, so that the tables keep their size.
 REDEEMS = 200
 POLL_S = 0.25
+START_LIMIT_S = 60
 
 _ROLE = "interlock_identity"
 _AUTH = DatabasePlan(
@@ -217,15 +218,17 @@ async def _leave(site: _Site) -> Mapping[str, float]:
         await members.execute("""DELETE FROM member WHERE "userId" = 'user-1'""")
         await members.close()
         left_at, last_at = time.time(), 0.0
-        while True:
-            try:
-                ends.append(await issue())
-            except RemoteError as error:
-                if error.reason != "NO_LONGER_A_MEMBER":
-                    raise
-                break
-            last_at = time.time()
-            await asyncio.sleep(POLL_S)
+        # Identity remembers a yes for a minute.
+        async with asyncio.timeout(2 * CALL_LIMIT.total_seconds()):
+            while True:
+                try:
+                    ends.append(await issue())
+                except RemoteError as error:
+                    if error.reason != "NO_LONGER_A_MEMBER":
+                        raise
+                    break
+                last_at = time.time()
+                await asyncio.sleep(POLL_S)
     return {
         "leaving_to_last_issue_s": max(last_at - left_at, 0),
         "leaving_to_last_expiry_s": max(ends).timestamp() - left_at,
@@ -280,12 +283,13 @@ async def _redeem_some(urls: DatabaseUrls) -> list[float]:
             linking = _linking(PostgresStore(engine))
             for code in codes:
                 began = time.perf_counter()
-                await linking.redeem(
-                    session,
-                    hash_link_code(code),
-                    email_difference_confirmed=False,
-                    origin=Origin("gateway-edge", "/bench", "request"),
-                )
+                async with asyncio.timeout(CALL_LIMIT.total_seconds()):
+                    await linking.redeem(
+                        session,
+                        hash_link_code(code),
+                        email_difference_confirmed=False,
+                        origin=Origin("gateway-edge", "/bench", "request"),
+                    )
                 times.append(time.perf_counter() - began)
     finally:
         for statement in _TAKE_BACK:
@@ -342,16 +346,21 @@ def _open_site() -> Iterator[_Site]:
             yield _Site(process.pid, port, urls, members, _keyset(*edge["keys"]), ca, folder)
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def _wait_for_port(process: "subprocess.Popen[bytes]", log: Path) -> int:
-    while process.poll() is None:
+    until = time.monotonic() + START_LIMIT_S
+    while process.poll() is None and time.monotonic() < until:
         for line in log.read_text().splitlines():
             if "identity_listening" in line:
                 return int(json.loads(line)["port"])
         time.sleep(0.05)
-    raise RuntimeError(log.read_text()[-2000:])
+    raise RuntimeError(f"identity did not start: {log.read_text()[-2000:]}")
 
 
 async def _databases(postgres: EmbeddedPostgres) -> tuple[DatabaseUrls, Secret[str], Secret[str]]:

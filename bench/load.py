@@ -12,6 +12,10 @@ import uvloop
 
 ROUNDS = 7
 ROUND = timedelta(seconds=1.5)
+# What hangs is an error and no figure. No call takes a minute on the slowest machine, and no
+# benchmark a quarter of an hour, a million rows to begin with included.
+CALL_LIMIT = timedelta(minutes=1)
+BENCHMARK_LIMIT = timedelta(minutes=15)
 
 Work = Callable[[int], Awaitable[object]]
 """One call; gets its number, from 0."""
@@ -20,13 +24,26 @@ _T = TypeVar("_T")
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a benchmark on the loop that the services run on."""
+    """Run a benchmark on the loop that the services run on.
+
+    Raises:
+        TimeoutError: It has not come to its end within 15 minutes.
+    """
+
+    async def bounded() -> _T:
+        async with asyncio.timeout(BENCHMARK_LIMIT.total_seconds()):
+            return await work
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(bounded())
 
 
 async def measure_rate(work: Work, concurrency: int, duration: timedelta = ROUND) -> float:
-    """Return calls per second of callers that each make their next call after their last."""
+    """Return calls per second of callers that each make their next call after their last.
+
+    Raises:
+        TimeoutError: A call took a minute.
+    """
     numbers = count()
     began = time.perf_counter()
     until = began + duration.total_seconds()
@@ -38,7 +55,8 @@ async def measure_rate(work: Work, concurrency: int, duration: timedelta = ROUND
             done += 1
         return done
 
-    done = sum(await asyncio.gather(*(call() for _ in range(concurrency))))
+    async with asyncio.timeout((duration + CALL_LIMIT).total_seconds()):
+        done = sum(await asyncio.gather(*(call() for _ in range(concurrency))))
     return done / (time.perf_counter() - began)
 
 
