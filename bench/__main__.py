@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from bench.identity_tokens import issue_user_token_per_s, leaving, redeem_flat_1e3_1e6
+from bench.rotation_race import rotation_race
 from bench.starting import cold_start, setup_warm
 from bench.token_reads import (
     audit_commits_per_s,
@@ -51,6 +52,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "issue_user_token_per_s": issue_user_token_per_s,
     "redeem_flat_1e3_1e6": redeem_flat_1e3_1e6,
     "leaving": leaving,
+    "rotation_race": rotation_race,
 }
 RESULTS = Path(__file__).parent / "results"
 FIGURES, MACHINE = "latest.json", "machine.json"
@@ -67,6 +69,8 @@ _UNITS = {
     "_bytes": "bytes",
     "_mib": "MiB",
     "_flat_1e3_1e6": "x",
+    "_authorised": "events",
+    "exchanges": "exchanges",
 }
 _COMPARES = "_vs_"
 
