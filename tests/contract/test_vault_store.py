@@ -517,6 +517,28 @@ async def test_one_judges_failure_is_not_its_neighbours(stage: Stage) -> None:
     assert (await stage.actions()).count("token.read") == 2
 
 
+async def test_many_reads_of_one_caller_share_a_transaction(stage: Stage) -> None:
+    """Each wish has its own verdict in its order, and its own record; a failing judge only one."""
+    await stage.install("jti", "a")
+
+    def judge(found: Loaded | None) -> Verdict:
+        outcome = found.installation.key.team_id if found else "absent"
+        return Verdict(AuditEvent("token.read", ORIGIN, outcome=outcome))
+
+    def fail(_: Loaded | None) -> Verdict:
+        raise ZeroDivisionError
+
+    here, nowhere = ReadTarget(TEAM), ReadTarget(OTHER_TEAM)
+    verdicts = await stage.reads.load_recorded_many(
+        [(nowhere, judge), (here, judge), (here, fail), (here, judge)]
+    )
+    outcomes = [each.event.outcome if isinstance(each, Verdict) else each for each in verdicts]
+    assert outcomes[:2] + outcomes[3:] == ["absent", TEAM.team_id, TEAM.team_id]
+    assert isinstance(outcomes[2], ZeroDivisionError)
+    newest = await stage.reads.list_audit_events(None, 3, None)
+    assert [record.event.outcome for record in newest] == [TEAM.team_id, TEAM.team_id, "absent"]
+
+
 async def test_records_are_listed_newest_first_and_by_installation(stage: Stage) -> None:
     """A key shows its own active installation's records; no key shows all; pages do not overlap."""
     ours = await stage.install("one", "a")

@@ -318,6 +318,19 @@ async def test_the_journal_outlives_its_connections(stage: Stage) -> None:
     assert set(outcomes) <= {"3", "DATABASE_UNAVAILABLE"}
 
 
+async def test_sessions_that_end_are_not_missing_afterwards(stage: Stage) -> None:
+    """However often Postgres cuts the journal's session, the pool has one more to give."""
+    async with stage.journal() as (journal, _):
+        for _ in range(12):
+            await _outcome(journal)
+            await stage.admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        outcomes = [await _outcome(journal) for _ in range(3)]
+    assert outcomes[-1] == "3"
+
+
 async def _outcome(journal: Journal) -> str:
     try:
         verdict = await journal.load_recorded(ReadTarget(KEY), _judge)

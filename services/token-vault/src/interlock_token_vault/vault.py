@@ -238,8 +238,17 @@ class Verdict:
     loaded: Loaded | None = None
     data_key: DataKey | None = None
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it takes nobody else to act on it: neither the KMS nor Slack."""
+        if self.data_key is None:
+            return not isinstance(self.refusal, RefreshPending)
+        return self.data_key.source == "cache"
+
 
 Judge = Callable[[Loaded | None], Verdict]
+Wish = tuple[ReadTarget, Judge]
+"""A read: of what, and who judges it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +274,17 @@ class VaultStore(Protocol):
 
         Raises:
             DatabaseUnavailable: The record is not known to be committed.
+        """
+        ...
+
+    async def load_recorded_many(self, wishes: Sequence[Wish]) -> list[Verdict | Exception]:
+        """Do as `load_recorded` for many at once, all in one transaction.
+
+        Returns:
+            For each wish in its order the verdict, or what its judge raised.
+
+        Raises:
+            DatabaseUnavailable: The records are not known to be committed.
         """
         ...
 
@@ -412,43 +432,7 @@ class TokenVault:
             KekDisabled: The wrapping key is gone.
             DatabaseUnavailable: The record could not be committed.
         """
-        target = ReadTarget(ask.key, ask.user_id)
-        verdict = await self._store.load_recorded(target, lambda found: self._judge(ask, found))
-        if isinstance(verdict.refusal, RefreshPending):
-            await self._await_renewal(ask, verdict.event)
-            verdict = await self._store.load_recorded(target, lambda found: self._judge(ask, found))
-        if verdict.refusal is not None:
-            raise verdict.refusal
-        loaded, data_key = verdict.loaded, verdict.data_key
-        if loaded is None or loaded.sealed is None or data_key is None:
-            raise AssertionError("a verdict without a refusal names what to open")
-        context = TokenContext(
-            environment=self._environment,
-            key=ask.key,
-            installation_id=loaded.installation.id,
-            user_id=ask.user_id,
-            kind=ask.kind,
-            slot=TokenSlot.ACCESS,
-            dek_id=loaded.sealed.dek_id,
-            generation=loaded.sealed.generation,
-        )
-        try:
-            token = await data_key.open(loaded.sealed, context)
-        except ServiceError as error:
-            _log.error(
-                "token_not_opened",
-                reason=error.reason,
-                installation_id=str(loaded.installation.id),
-            )
-            await self._record_unopened(verdict.event, error)
-            raise
-        return ReleasedToken(
-            token=token,
-            generation=loaded.sealed.generation,
-            expires_at=loaded.sealed.expires_at,
-            bot_user_id=loaded.installation.bot_user_id,
-            team_id="",
-        )
+        return await self._release(ask, await self._store.load_recorded(*self._wish(ask)))
 
     async def read_many(self, asks: Sequence[ReadAsk]) -> list[ReleasedToken | ServiceError]:
         """Release many tokens at once, each with its own record and verdict.
@@ -456,14 +440,32 @@ class TokenVault:
         Returns:
             A token or a refusal for each, in the order asked.
         """
+        if not asks:
+            return []
+        try:
+            verdicts = await self._store.load_recorded_many([self._wish(ask) for ask in asks])
+        except DatabaseUnavailable as error:
+            return [error] * len(asks)
 
-        async def verdict(ask: ReadAsk) -> ReleasedToken | ServiceError:
+        async def outcome(ask: ReadAsk, verdict: Verdict) -> ReleasedToken | ServiceError:
             try:
-                return await self.read(ask)
+                return await self._release(ask, verdict)
             except ServiceError as error:
                 return error
 
-        return list(await asyncio.gather(*(verdict(ask) for ask in asks)))
+        outcomes: dict[int, ReleasedToken | ServiceError] = {}
+        later: dict[int, tuple[ReadAsk, Verdict]] = {}
+        for place, (ask, verdict) in enumerate(zip(asks, verdicts, strict=True)):
+            if isinstance(verdict, Exception):
+                raise verdict
+            if verdict.is_at_hand:
+                outcomes[place] = await outcome(ask, verdict)
+            else:
+                later[place] = (ask, verdict)
+        # A key or a token that is on its way to one does not keep the next one waiting.
+        waited = await asyncio.gather(*(outcome(*each) for each in later.values()))
+        outcomes |= zip(later, waited, strict=True)
+        return [outcomes[place] for place in range(len(asks))]
 
     async def list_audit_events(
         self, key: InstallationKey | None, limit: int, after: AuditCursor | None
@@ -513,6 +515,47 @@ class TokenVault:
             "releases.resumed", replace(origin, purpose=note), installation_id=installation_id
         )
         await self._store.resume_releases(installation_id, Stop.FROZEN, event)
+
+    def _wish(self, ask: ReadAsk) -> Wish:
+        return ReadTarget(ask.key, ask.user_id), lambda found: self._judge(ask, found)
+
+    async def _release(self, ask: ReadAsk, verdict: Verdict) -> ReleasedToken:
+        """Open what a verdict on record lets pass; raises as `read`."""
+        if isinstance(verdict.refusal, RefreshPending):
+            await self._await_renewal(ask, verdict.event)
+            verdict = await self._store.load_recorded(*self._wish(ask))
+        if verdict.refusal is not None:
+            raise verdict.refusal
+        loaded, data_key = verdict.loaded, verdict.data_key
+        if loaded is None or loaded.sealed is None or data_key is None:
+            raise AssertionError("a verdict without a refusal names what to open")
+        context = TokenContext(
+            environment=self._environment,
+            key=ask.key,
+            installation_id=loaded.installation.id,
+            user_id=ask.user_id,
+            kind=ask.kind,
+            slot=TokenSlot.ACCESS,
+            dek_id=loaded.sealed.dek_id,
+            generation=loaded.sealed.generation,
+        )
+        try:
+            token = await data_key.open(loaded.sealed, context)
+        except ServiceError as error:
+            _log.error(
+                "token_not_opened",
+                reason=error.reason,
+                installation_id=str(loaded.installation.id),
+            )
+            await self._record_unopened(verdict.event, error)
+            raise
+        return ReleasedToken(
+            token=token,
+            generation=loaded.sealed.generation,
+            expires_at=loaded.sealed.expires_at,
+            bot_user_id=loaded.installation.bot_user_id,
+            team_id="",
+        )
 
     async def _await_renewal(self, ask: ReadAsk, event: AuditEvent) -> None:
         """Wait for the generation after the one on record; that there is none goes on record."""

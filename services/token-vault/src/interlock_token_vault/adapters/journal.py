@@ -1,17 +1,17 @@
 """One chain of audit records, and every transaction that appends to it.
 
-A vault process writes its chain from one place, one transaction at a time.
-What waits meanwhile goes into the next transaction together: reads of many
-callers share one load, one insert and one commit.
+A vault process writes its chain from one place, one transaction at a time, on
+a connection that it keeps. What waits meanwhile goes into the next transaction
+together: reads of many callers share one load, one insert and one commit.
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -22,9 +22,7 @@ from interlock_token_vault.adapters.rows import (
     Connection,
     Pool,
     columns_of,
-    dek_of,
-    installation_of,
-    loaded_token_of,
+    loaded_of,
     query,
 )
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent, Origin
@@ -35,8 +33,8 @@ from interlock_token_vault.vault import (
     Judge,
     Loaded,
     ReadTarget,
-    Stop,
     Verdict,
+    Wish,
 )
 
 # 512 reads are one statement of some 100 kB and a commit of 10 ms.
@@ -44,6 +42,8 @@ _MAX_BATCH = 512
 # A reader's deadline is 5 s and the KMS may take 2 s of it.
 _READ_BUDGET = timedelta(seconds=2)
 _WRITE_BUDGET = timedelta(seconds=5)
+# A session that was idle for longer may be gone without a word; it is made anew.
+_MOST_IDLE = timedelta(minutes=5)
 # Bounds the memory of what the audit log says of generations: about 2 MB.
 _MAX_HEADS = 10_000
 _MAX_LEFT = 1000
@@ -97,27 +97,20 @@ async def load(
     )
     at: datetime = rows[0]["read_at"]
     found = {
-        targets[row["ordinal"] - 1]: Loaded(
-            installation=installation_of(row),
-            sealed=loaded_token_of(row),
-            wrapped=dek_of(row),
-            at=at,
-            audited_generation=row["audited_generation"] or 0,
-            stopped=Stop(row["stopped"]) if row["stopped"] else None,
-        )
+        target: loaded_of(row, target.key)
         for row in rows
         if row["ordinal"] is not None
+        for target in [targets[row["ordinal"] - 1]]
     }
     return at, found
 
 
 @dataclass(slots=True)
 class _Entry:
-    """What shares a transaction: the read of a target, or records alone (no target)."""
+    """What shares a transaction: one caller's reads, or records alone."""
 
-    target: ReadTarget | None
-    judge: Judge
-    settled: "asyncio.Future[Verdict]"
+    wishes: Sequence[Wish | AuditEvent]
+    settled: "asyncio.Future[list[Verdict | Exception]]"
 
 
 @dataclass(slots=True)
@@ -152,7 +145,9 @@ class _Heads:
         self.known.move_to_end(key)
         if len(self.known) > _MAX_HEADS:
             self.known.popitem(last=False)
-        return replace(loaded, audited_generation=highest)
+        return Loaded(
+            loaded.installation, loaded.sealed, loaded.wrapped, loaded.at, highest, loaded.stopped
+        )
 
 
 class Journal:
@@ -172,21 +167,34 @@ class Journal:
         self._left: list[ChainHead] = []
         self._is_failing = False
         self._heads = _Heads()
-        self._queue: asyncio.Queue[_Entry | _Job[Any] | None] = asyncio.Queue()
+        self._connection: Connection | None = None
+        self._used = 0.0
+        self._entries: deque[_Entry] = deque()
+        self._jobs: deque[_Job[Any]] = deque()
+        self._bell: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load, judge, and commit the record; see VaultStore."""
-        entry = _Entry(target, judge, _future())
-        self._put(entry)
-        return await entry.settled
+        (verdict,) = await self.load_recorded_many([(target, judge)])
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    async def load_recorded_many(self, wishes: Sequence[Wish]) -> list[Verdict | Exception]:
+        """Load, judge, and commit the records; see VaultStore."""
+        return await self._enter(wishes)
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Commit records alone; see VaultStore."""
-        entries = [_Entry(None, partial(_as_verdict, event), _future()) for event in events]
-        for entry in entries:
-            self._put(entry)
-        await asyncio.gather(*(entry.settled for entry in entries))
+        await self._enter(events)
+
+    async def _enter(self, wishes: Sequence[Wish | AuditEvent]) -> list[Verdict | Exception]:
+        self._require_open()
+        entry = _Entry(wishes, _future())
+        self._entries.append(entry)
+        self._ring()
+        return await entry.settled
 
     async def commit(self, work: Work[_T]) -> _T:
         """Run work and commit it with the records it returns.
@@ -196,8 +204,10 @@ class Journal:
         Raises:
             DatabaseUnavailable: It is not known to be committed.
         """
+        self._require_open()
         job: _Job[_T] = _Job(work, _future())
-        self._put(job)
+        self._jobs.append(job)
+        self._ring()
         return await job.settled
 
     def heads(self) -> list[ChainHead]:
@@ -211,51 +221,65 @@ class Journal:
 
     async def run(self) -> None:
         """Write, until `close`."""
-        while (first := await self._queue.get()) is not None:
-            batch = [first]
-            while len(batch) < _MAX_BATCH and not self._queue.empty():
-                following = self._queue.get_nowait()
-                if following is None:
-                    self._queue.put_nowait(None)
-                    break
-                batch.append(following)
-            entries = [item for item in batch if isinstance(item, _Entry)]
-            if entries:
-                await self._commit_entries(entries)
-            for item in batch:
-                if isinstance(item, _Job):
-                    await self._commit_job(item)
+        try:
+            while self._entries or self._jobs or await self._is_rung():
+                if self._entries:
+                    await self._commit_entries()
+                # One at a time, so that readers do not wait for a row of them.
+                if self._jobs:
+                    await self._commit_job(self._jobs.popleft())
+        finally:
+            await self._disconnect()
 
     def close(self) -> None:
         """Take nothing more; `run` returns once everything taken is settled."""
         self._is_closed = True
-        self._queue.put_nowait(None)
+        self._ring()
 
-    def _put(self, item: "_Entry | _Job[Any]") -> None:
+    def _require_open(self) -> None:
         if self._is_closed:
             raise DatabaseUnavailable
-        self._queue.put_nowait(item)
 
-    async def _commit_entries(self, entries: Sequence[_Entry]) -> None:
-        # Whoever went away while waiting is released nothing and recorded nothing.
-        entries = [entry for entry in entries if not entry.settled.done()]
-        verdicts: dict[int, Verdict] = {}
+    def _ring(self) -> None:
+        if self._bell is not None:
+            _answer(self._bell, None)
+
+    async def _is_rung(self) -> bool:
+        """Wait until there is something to write; False when there will be nothing more."""
+        if not self._is_closed:
+            self._bell = _future()
+            await self._bell
+            self._bell = None
+        return bool(self._entries or self._jobs)
+
+    def _take_entries(self) -> list[_Entry]:
+        """Take as many as fit; whoever went away is released nothing and recorded nothing."""
+        taken: list[_Entry] = []
+        size = 0
+        while self._entries and size < _MAX_BATCH:
+            entry = self._entries.popleft()
+            if not entry.settled.done():
+                taken.append(entry)
+                size += len(entry.wishes)
+        return taken
+
+    async def _commit_entries(self) -> None:
+        entries: list[_Entry] = []
         try:
             async with self._transaction(_READ_BUDGET) as (connection, append):
-                at, found = await self._load(connection, entries)
-                for place, entry in enumerate(entries):
-                    loaded = found.get(entry.target) if entry.target else None
-                    try:
-                        verdicts[place] = entry.judge(loaded)
-                    except Exception as error:  # noqa: BLE001 - One judge's bug is not its neighbours'.
-                        _refuse(entry.settled, error)
-                await append([verdict.event for verdict in verdicts.values()], at)
+                # Not before it has begun: who came meanwhile comes along.
+                entries = self._take_entries()
+                wishes = [wish for entry in entries for wish in entry.wishes]
+                at, found = await self._load(connection, wishes)
+                verdicts = [_judged(wish, found) for wish in wishes]
+                await append([each.event for each in verdicts if isinstance(each, Verdict)], at)
         except Exception as error:  # noqa: BLE001 - Whatever it is, the callers must hear of it.
-            for entry in entries:
+            for entry in entries or self._take_entries():
                 _refuse(entry.settled, _own_copy(error))
             return
-        for place, verdict in verdicts.items():
-            _answer(entries[place].settled, verdict)
+        rest = iter(verdicts)
+        for entry in entries:
+            _answer(entry.settled, list(islice(rest, len(entry.wishes))))
 
     async def _commit_job(self, job: _Job[Any]) -> None:
         if job.settled.done():
@@ -273,9 +297,9 @@ class Journal:
         _answer(job.settled, result)
 
     async def _load(
-        self, connection: Connection, entries: Sequence[_Entry]
+        self, connection: Connection, wishes: Sequence[Wish | AuditEvent]
     ) -> tuple[datetime, dict[ReadTarget, Loaded]]:
-        targets = list(dict.fromkeys(entry.target for entry in entries if entry.target))
+        targets = list(dict.fromkeys(wish[0] for wish in wishes if isinstance(wish, tuple)))
         if not targets:
             return await connection.fetchval(query("read_clock")), {}
         is_new = [self._heads.is_new(target.key) for target in targets]
@@ -293,7 +317,7 @@ class Journal:
         """Open a transaction and a way to append to the chain in it."""
         records: list[ChainedEvent] = []
         with self._watched(), failing_closed():
-            async with asyncio.timeout(budget.total_seconds()), self._pool.acquire() as connection:
+            async with asyncio.timeout(budget.total_seconds()), self._connected() as connection:
 
                 async def append(events: Sequence[AuditEvent], at: datetime) -> None:
                     records.extend(self._extend(events, at))
@@ -301,23 +325,51 @@ class Journal:
                         await connection.execute(query("append_audit"), *columns_of(records))
 
                 transaction = connection.transaction()
-                await transaction.start()
                 try:
-                    yield connection, append
+                    await transaction.start()
+                    try:
+                        yield connection, append
+                    except ServiceError:
+                        await transaction.rollback()
+                        raise
                 except ServiceError:
-                    await transaction.rollback()
                     raise
                 except BaseException:
                     # Postgres rolls back when it misses us; asking it to may hang.
-                    connection.terminate()
+                    self._hang_up()
                     raise
                 try:
                     await transaction.commit()
                 except BaseException:
-                    connection.terminate()
+                    self._hang_up()
                     self._begin_chain()
                     raise
                 self._chain.advance(records)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        """Give the kept connection: the pool's own would cost a round trip to give back."""
+        now = asyncio.get_running_loop().time()
+        if now - self._used > _MOST_IDLE.total_seconds() or not _is_open(self._connection):
+            self._hang_up()
+        if self._connection is None:
+            self._connection = await self._pool.acquire()
+        self._used = now
+        yield self._connection
+
+    def _hang_up(self) -> None:
+        """End the session; the pool makes a new one in its place."""
+        kept, self._connection = self._connection, None
+        # The pool has taken it back already when Postgres closed it.
+        with suppress(asyncpg.InterfaceError):
+            if kept is not None:
+                kept.terminate()
+
+    async def _disconnect(self) -> None:
+        kept, self._connection = self._connection, None
+        with suppress(*_FAILURES):
+            if kept is not None:
+                await self._pool.release(kept)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -368,8 +420,22 @@ async def writing(journal: Journal) -> AsyncIterator[None]:
         await task
 
 
-def _as_verdict(event: AuditEvent, _: Loaded | None) -> Verdict:
-    return Verdict(event)
+def _is_open(connection: Connection | None) -> bool:
+    try:
+        return connection is not None and not connection.is_closed()
+    except asyncpg.InterfaceError:
+        # A pool takes back what Postgres has closed, and says so only when asked.
+        return False
+
+
+def _judged(wish: Wish | AuditEvent, found: Mapping[ReadTarget, Loaded]) -> Verdict | Exception:
+    if isinstance(wish, AuditEvent):
+        return Verdict(wish)
+    target, judge = wish
+    try:
+        return judge(found.get(target))
+    except Exception as error:  # noqa: BLE001 - One judge's bug is not its neighbours'.
+        return error
 
 
 def _own_copy(error: Exception) -> Exception:

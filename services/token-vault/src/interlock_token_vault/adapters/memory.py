@@ -65,6 +65,7 @@ from interlock_token_vault.vault import (
     ReadTarget,
     Stop,
     Verdict,
+    Wish,
 )
 
 if TYPE_CHECKING:
@@ -261,6 +262,18 @@ class MemoryStore:
             verdict = judge(self._find(target.key, target.user_id))
             self._append([verdict.event])
             return verdict
+
+    async def load_recorded_many(self, wishes: Sequence[Wish]) -> list[Verdict | Exception]:
+        """Load, judge, and commit the records; see VaultStore."""
+        with self.faults.around("store.load_recorded"):
+            verdicts: list[Verdict | Exception] = []
+            for target, judge in wishes:
+                try:
+                    verdicts.append(judge(self._find(target.key, target.user_id)))
+                except Exception as error:  # noqa: BLE001 - It is the one reader's.
+                    verdicts.append(error)
+            self._append([each.event for each in verdicts if isinstance(each, Verdict)])
+            return verdicts
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Commit records alone; see VaultStore."""

@@ -20,6 +20,7 @@ from interlock_token_vault.vault import (
     ReadTarget,
     Stop,
     Verdict,
+    Wish,
 )
 
 # After every record there will ever be.
@@ -53,6 +54,10 @@ class PostgresStore:
     async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load, judge, and commit the record; see VaultStore."""
         return await self._journal.load_recorded(target, judge)
+
+    async def load_recorded_many(self, wishes: Sequence[Wish]) -> list[Verdict | Exception]:
+        """Load, judge, and commit the records; see VaultStore."""
+        return await self._journal.load_recorded_many(wishes)
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Commit records alone; see VaultStore."""

@@ -22,16 +22,31 @@ RETURNING true;
 SELECT vault.make_audit_partitions($1);
 
 -- name: append_audit
+-- Of one chain. A column that is the same in every record travels once: the
+-- elements that are absent then are NULL here. Numbers travel as texts.
 INSERT INTO vault.audit_event (
-    chain_id, seq, at, action, actor, rpc, purpose, grant_id, subject, request_id, trace_id,
-    outcome, installation_id, enterprise_id, team_id, token_kind, token_ref, generation,
-    kek_version, dek_source, count, prev_hash, hash
+    chain_id, seq, action, actor, rpc, purpose, grant_id, installation_id, enterprise_id, team_id,
+    token_kind, outcome, token_ref, kek_version, dek_source, request_id, trace_id, subject,
+    generation, count, at, prev_hash, hash
 )
-SELECT * FROM unnest(
-    $1::uuid[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[],
-    $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::uuid[], $14::text[],
-    $15::text[], $16::text[], $17::text[], $18::bigint[], $19::text[], $20::text[], $21::bigint[],
-    $22::bytea[], $23::bytea[]
+SELECT $1, $2 + r.ordinal, coalesce(r.action, $3[1]), coalesce(r.actor, $4[1]),
+    coalesce(r.rpc, $5[1]), coalesce(r.purpose, $6[1]), coalesce(r.grant_id, $7[1]),
+    nullif(coalesce(r.installation_id, $8[1]), '')::uuid, coalesce(r.enterprise_id, $9[1]),
+    coalesce(r.team_id, $10[1]), coalesce(r.token_kind, $11[1]), coalesce(r.outcome, $12[1]),
+    coalesce(r.token_ref, $13[1]), coalesce(r.kek_version, $14[1]),
+    coalesce(r.dek_source, $15[1]), coalesce(r.request_id, $16[1]),
+    coalesce(r.trace_id, $17[1]), coalesce(r.subject, $18[1]),
+    coalesce(r.generation, $19[1])::bigint, coalesce(r.count, $20[1])::bigint,
+    coalesce(r.at, $21[1]), r.prev_hash, r.hash
+FROM unnest(
+    $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
+    $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::bytea[],
+    $23::bytea[]
+) WITH ORDINALITY AS r (
+    action, actor, rpc, purpose, grant_id, installation_id, enterprise_id, team_id, token_kind,
+    outcome, token_ref, kek_version, dek_source, request_id, trace_id, subject, generation, count,
+    at, prev_hash, hash, ordinal
 );
 
 -- name: read_clock

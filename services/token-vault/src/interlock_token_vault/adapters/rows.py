@@ -1,7 +1,8 @@
 """The vault's statements by name, and its rows as domain objects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,7 @@ from interlock_token_vault.domain.installation import (
     TokenRef,
     TokenSlot,
 )
+from interlock_token_vault.vault import Loaded, Stop
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -44,6 +46,9 @@ class Row(Protocol):
         ...
 
 
+# A look-up costs a tenth of a call of the Enum.
+_STATES = {state.value: state for state in InstallationState}
+_KINDS = {kind.value: kind for kind in TokenKind}
 _NAMED = re.compile(r"^-- name: (\w+)\n(.*?);$", re.MULTILINE | re.DOTALL)
 
 
@@ -97,12 +102,35 @@ def token_of(row: Row) -> SealedToken:
     )
 
 
-def loaded_token_of(row: Row) -> SealedToken | None:
-    """Read the access token of a row of load_tokens, if it holds one."""
+def loaded_of(row: Row, key: InstallationKey) -> Loaded:
+    """Read a row of load_tokens, all of which is about the installation of this name."""
+    installation = Installation(
+        id=InstallationId(row["installation_id"]),
+        key=key,
+        tenant_id=TenantId(row["tenant_id"]),
+        state=_STATES[row["state"]],
+        generation=row["generation"],
+        name=row["name"],
+        bot_user_id=row["bot_user_id"],
+        bot_scopes=tuple(row["bot_scopes"]),
+        installed_at=row["installed_at"],
+    )
+    stopped = row["stopped"]
+    return Loaded(
+        installation=installation,
+        sealed=_loaded_token_of(row),
+        wrapped=dek_of(row),
+        at=row["read_at"],
+        audited_generation=row["audited_generation"] or 0,
+        stopped=Stop(stopped) if stopped else None,
+    )
+
+
+def _loaded_token_of(row: Row) -> SealedToken | None:
     if row["sealed"] is None:
         return None
     return SealedToken(
-        kind=TokenKind(row["token_kind"]),
+        kind=_KINDS[row["token_kind"]],
         slot=TokenSlot.ACCESS,
         user_id=row["token_user_id"],
         generation=row["token_generation"],
@@ -175,53 +203,30 @@ def record_of(row: Row) -> ChainedEvent:
     )
 
 
-def columns_of(records: list[ChainedEvent]) -> tuple[list[Any], ...]:
-    """Turn records into the columns that `append_audit` takes, in its order."""
-    return tuple(map(list, zip(*map(_values_of, records), strict=True)))
+def columns_of(records: Sequence[ChainedEvent]) -> tuple[Any, ...]:
+    """Turn records into what `append_audit` takes.
 
-
-def _values_of(record: ChainedEvent) -> tuple[Any, ...]:
-    event = record.event
-    (
-        action,
-        actor,
-        rpc,
-        purpose,
-        grant_id,
-        _,
-        enterprise_id,
-        team_id,
-        token_kind,
-        outcome,
-        token_ref,
-        kek_version,
-        dek_source,
-        request_id,
-        trace_id,
-        subject,
-    ) = event.texts()
+    Args:
+        records: Of one chain, without gaps; not empty.
+    """
+    first = records[0]
+    *columns, prev_hashes, hashes = zip(*map(_values_of, records), strict=True)
     return (
-        record.chain_id,
-        record.seq,
+        first.chain_id,
+        first.seq - 1,
+        *(column[:1] if column.count(column[0]) == len(column) else column for column in columns),
+        prev_hashes,
+        hashes,
+    )
+
+
+def _values_of(record: ChainedEvent) -> tuple[str | datetime | bytes, ...]:
+    event = record.event
+    return (
+        *event.texts(),
+        str(event.generation),
+        str(event.count),
         record.at,
-        action,
-        actor,
-        rpc,
-        purpose,
-        grant_id,
-        subject,
-        request_id,
-        trace_id,
-        outcome,
-        event.installation_id,
-        enterprise_id,
-        team_id,
-        token_kind,
-        token_ref,
-        event.generation,
-        kek_version,
-        dek_source,
-        event.count,
         record.prev_hash,
         record.hash,
     )

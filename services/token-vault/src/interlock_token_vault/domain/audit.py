@@ -75,9 +75,16 @@ class AuditEvent:
     kek_version: str = ""
     dek_source: str = ""
     count: int = 1
+    _texts: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def texts(self) -> tuple[str, ...]:
         """Return the text fields in the order of the canonical encoding, made storable."""
+        if not self._texts:
+            # Asked for twice: to hash the record, and to store it.
+            object.__setattr__(self, "_texts", self._make_texts())
+        return self._texts
+
+    def _make_texts(self) -> tuple[str, ...]:
         origin = self.origin
         texts = (
             self.action,
@@ -97,6 +104,9 @@ class AuditEvent:
             origin.trace_id,
             origin.subject,
         )
+        together = "".join(texts)
+        if len(together) <= _MAX_TEXT and together.isascii() and "\0" not in together:
+            return texts
         return tuple(map(_storable, texts))
 
 
@@ -141,9 +151,10 @@ class AuditChain:
         """
         records: list[ChainedEvent] = []
         seq, prev, at = self.seq, self.head, max(at, self.at)
+        chain, instant = str(self.chain_id), _microseconds(at)
         for event in events:
             seq += 1
-            digest = record_hash(event, self.chain_id, seq, at, prev)
+            digest = _hash(event, chain, seq, instant, prev)
             records.append(ChainedEvent(event, self.chain_id, seq, at, prev, digest))
             prev = digest
         return records
@@ -159,17 +170,24 @@ def record_hash(
     event: AuditEvent, chain_id: UUID, seq: int, at: datetime, prev_hash: bytes
 ) -> bytes:
     """Hash a record and its place with SHA-256 over the canonical encoding."""
-    microseconds = (at - _EPOCH) // timedelta(microseconds=1)
+    return _hash(event, str(chain_id), seq, _microseconds(at), prev_hash)
+
+
+def _hash(event: AuditEvent, chain_id: str, seq: int, at: str, prev_hash: bytes) -> bytes:
     encoded = encode_parts(
         _LABEL,
-        str(chain_id),
+        chain_id,
         str(seq),
-        str(microseconds),
+        at,
         *event.texts(),
         str(event.generation),
         str(event.count),
     )
     return hashlib.sha256(prev_hash + encoded).digest()
+
+
+def _microseconds(at: datetime) -> str:
+    return str((at - _EPOCH) // timedelta(microseconds=1))
 
 
 def _storable(text: str) -> str:
