@@ -483,7 +483,7 @@ class _Gate(aio.ServerInterceptor):
         """Check the call, then do the work within the RPC's cap."""
         try:
             self._check_caller(call)
-            self._check_limits(call, context)
+            remaining = self._check_limits(call, context)
             request = self._parse(rpc, raw)
         except ServiceError as refusal:
             telemetry.RPC_REFUSED.labels(call.method, call.caller, refusal.reason).inc()
@@ -493,6 +493,9 @@ class _Gate(aio.ServerInterceptor):
             raise
         self._open_calls[call.caller] += 1
         try:
+            if remaining <= rpc.cap.total_seconds():
+                # gRPC itself cancels a call at the deadline that its caller gave.
+                return await work(request)
             return await _within(rpc.cap, work(request))
         finally:
             self._open_calls[call.caller] -= 1
@@ -503,12 +506,14 @@ class _Gate(aio.ServerInterceptor):
         if not may_call(self._callers, call.method, call.caller):
             raise CallerNotAllowed
 
-    def _check_limits(self, call: Call, context: _Context) -> None:
+    def _check_limits(self, call: Call, context: _Context) -> float:
+        """Return how long the caller waits, in seconds."""
         remaining: float | None = context.time_remaining()
         if remaining is None:
             raise DeadlineMissing
         if self._open_calls[call.caller] >= self._max_calls_per_caller:
             raise TooManyCalls
+        return remaining
 
     async def _record(self, on_refused: OnRefused, refused: Refused) -> None:
         """Have a refusal recorded; a peer that hangs up cannot stop that."""
