@@ -5,7 +5,7 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -140,9 +140,13 @@ async def serving(folder: Path, **options: Any) -> AsyncIterator[Wire]:
     async def note(refused: Refused) -> None:
         refusals.append(refused)
 
-    settings: dict[str, Any] = {"callers": CALLERS, "caps": {}, "on_refused": note}
+    settings: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "callers": CALLERS,
+        "caps": {},
+        "on_refused": note,
+    }
     server = RpcServer(
-        listen="127.0.0.1:0",
         tls=ca.issue("runner", folder / "runner"),
         **(settings | options),
     )
@@ -577,6 +581,59 @@ async def test_nobody_listening_is_unavailable(wire: Wire) -> None:
     assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "PEER_UNAVAILABLE")
 
 
+async def test_a_call_waits_for_a_peer_that_is_being_replaced(wire: Wire, tmp_path: Path) -> None:
+    """A call made while nobody listens is answered by the server that comes next."""
+    await wire.server.stop(timedelta(0))
+    async with wire.stub() as stub:
+        await refusal_of(stub.ListProjects(listing(), timeout=0.2))
+        call = asyncio.ensure_future(answer_of(stub.ListProjects(listing(), timeout=30)))
+        # The call has begun, and found nobody.
+        await asyncio.sleep(0)
+        async with serving(tmp_path, listen=f"127.0.0.1:{wire.port}"):
+            assert (await call).projects
+
+
+async def test_replacing_replicas_fails_no_call(wire: Wire, tmp_path: Path) -> None:
+    """Two servers stop and start in turns, and every call of a steady stream is answered."""
+    answers: list[pb.ListProjectsResponse] = []
+    async with AsyncExitStack() as stack:
+        wires = [wire, await stack.enter_async_context(serving(tmp_path))]
+        addresses = ",".join(f"127.0.0.1:{each.port}" for each in wires)
+        tls = wire.tls("gateway-worker")
+        channel = await stack.enter_async_context(
+            open_channel(f"ipv4:{addresses}", tls, server="runner")
+        )
+        stub, is_over = rpc.RunnerServiceStub(channel), asyncio.Event()
+
+        async def ask() -> None:
+            while not is_over.is_set():
+                answers.append(await answer_of(stub.ListProjects(listing(), timeout=30)))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(ask())
+            for number in range(4):
+                old = wires[number % 2]
+                await old.server.stop(timedelta(seconds=20))
+                again = serving(tmp_path, listen=f"127.0.0.1:{old.port}")
+                new = wires[number % 2] = await stack.enter_async_context(again)
+                # The next one may stop when this one is found.
+                await asked(new.runner)
+            is_over.set()
+    assert len(answers) > 100
+
+
+async def asked(runner: Runner) -> None:
+    """Wait until a runner is called."""
+    called = asyncio.Event()
+
+    async def note(_: object) -> None:
+        called.set()
+
+    runner.behave = note
+    await asyncio.wait_for(called.wait(), 30)
+
+
 async def test_stopping_lets_running_calls_finish(wire: Wire) -> None:
     """A call within the grace is answered; a new one is not taken."""
     entered, release = asyncio.Event(), asyncio.Event()
@@ -670,6 +727,31 @@ async def test_renewed_certificates_are_used_without_a_restart(
     assert second == (tmp_path / "clients" / "gateway-worker.crt").read_bytes()
     served = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", wire.port))
     assert served.strip() == (tmp_path / "runner" / "runner.crt").read_text().strip()
+
+
+async def test_a_renewal_leaves_running_calls_alone(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call under way when the certificate changes is answered on the old connection."""
+    monkeypatch.setattr(client, "_RENEWAL_CHECK", timedelta(0))
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: object) -> None:
+        entered.set()
+        await release.wait()
+
+    ca = ThrowAwayCa.load(tmp_path / "ca")
+    async with wire.stub() as stub:
+        wire.runner.behave = wait
+        running = asyncio.ensure_future(answer_of(stub.ListProjects(listing(), timeout=30)))
+        await entered.wait()
+        wire.runner.behave = None
+        for path in (tmp_path / "clients").glob("gateway-worker.*"):
+            path.unlink()
+        ca.issue("gateway-worker", tmp_path / "clients")
+        await stub.ListProjects(listing(), timeout=5)
+        release.set()
+        assert (await running).projects
 
 
 async def test_a_broken_renewal_leaves_the_certificate_in_use(

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,19 +27,35 @@ if TYPE_CHECKING:
     _StreamCall = aio.UnaryStreamCall[Any, Any]
 
 _OPTIONS: list[tuple[str, int | str]] = [
-    # Every replica behind a name gets its share of calls.
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # Every replica behind a name gets its share of calls, and one that says that it
+    # is stopping gets no more: calls that meet a stopping server are cancelled.
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "healthCheckConfig": {"serviceName": ""},
+            }
+        ),
+    ),
     # A peer that restarts is back within seconds; gRPC's default waits up to
     # two minutes before it looks.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A rollout gives every replica a new address within seconds. gRPC's default
+    # looks a name up twice a minute at most, and would know none of them.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A peer that vanished without closing is noticed while a stream is silent.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Calls to our own services never go through a proxy of the environment.
     ("grpc.enable_http_proxy", 0),
 ]
+
+# While replicas are being replaced there is for a moment no connection, until
+# the new addresses are looked up. Twice the time between two look-ups.
+_CONNECTION_PATIENCE = timedelta(seconds=2)
 
 # A renewed certificate has days before the old one ends.
 _RENEWAL_CHECK = timedelta(seconds=10)
@@ -55,6 +71,10 @@ async def open_channel(address: str, tls: TlsFiles, *, server: str) -> AsyncIter
     trace in force; the caller gives each call a `timeout`, or is refused. A
     renewed certificate is used without a restart, within 10 s of the next call.
 
+    A call that finds no connection waits for one, 2 s at most and within its
+    timeout, before it fails: nothing has been sent yet, so any call may wait.
+    None is sent twice.
+
     Args:
         address: `host:port`, or a gRPC target such as `dns:///host:port`.
         tls: This process's certificate and the authority of the server.
@@ -65,12 +85,15 @@ async def open_channel(address: str, tls: TlsFiles, *, server: str) -> AsyncIter
     """
 
     def connect() -> aio.Channel:
-        return aio.secure_channel(
+        connection = _Connection()
+        channel = aio.secure_channel(
             address,
             channel_credentials(tls),
             options=[*_OPTIONS, ("grpc.ssl_target_name_override", server.replace("/", "-"))],
-            interceptors=[_OneCallTagger(), _StreamTagger()],
+            interceptors=[_OneCallTagger(connection), _StreamTagger(connection)],
         )
+        connection.channel = channel
+        return channel
 
     channel = _RenewingChannel(connect, tls)
     try:
@@ -101,6 +124,9 @@ class _RenewingChannel(aio.Channel):
 
     gRPC's Python channels keep the certificate they were made with. Calls in
     flight stay on the old channel until they end.
+
+    Attributes:
+        calls: Those on the channel for the next call.
     """
 
     def __init__(self, connect: Callable[[], aio.Channel], tls: TlsFiles) -> None:
@@ -108,6 +134,7 @@ class _RenewingChannel(aio.Channel):
         self._tls = tls
         self._stamps = stamps_of(tls)
         self._channel = connect()
+        self.calls = _Calls()
         self._checked = time.monotonic()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -128,7 +155,8 @@ class _RenewingChannel(aio.Channel):
             log.warning("tls_reload_failed", certificate=str(self._tls.cert))
             return self._channel
         self._stamps, old, self._channel = stamps, self._channel, renewed
-        task = asyncio.ensure_future(old.close(_OLD_CONNECTION_GRACE.total_seconds()))
+        task = asyncio.ensure_future(self.calls.retire(old))
+        self.calls = _Calls()
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         log.info("tls_reloaded", certificate=str(self._tls.cert))
@@ -176,6 +204,38 @@ class _RenewingChannel(aio.Channel):
         return _Renewing(self, lambda channel: channel.stream_stream(*method, **codec))
 
 
+class _Calls:
+    """The open calls of one channel.
+
+    gRPC's own `close(grace)` knows of calls that it has begun to send; one that
+    is held back until there is a connection would be cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def add(self, call: Any) -> None:
+        """Count a call until it has ended."""
+        self._open += 1
+        self._none.clear()
+        call.add_done_callback(self._end)
+
+    def _end(self, _: object) -> None:
+        self._open -= 1
+        if self._open == 0:
+            self._none.set()
+
+    async def retire(self, channel: aio.Channel) -> None:
+        """Close their channel when all have ended, or after 31 minutes."""
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._none.wait(), _OLD_CONNECTION_GRACE.total_seconds())
+        finally:
+            await channel.close()
+
+
 class _Renewing:
     """An RPC, callable, on whichever channel is current."""
 
@@ -191,31 +251,75 @@ class _Renewing:
         channel = self._channel.current()
         if channel is not self._bound_to:
             self._bound_to, self._call = channel, self._bind(channel)
-        return self._call(*request, **options)
+        call = self._call(*request, **options)
+        self._channel.calls.add(call)
+        return call
+
+
+class _Connection:
+    """Hold back calls while no replica is connected; gRPC would fail them at once.
+
+    gRPC's own `wait_for_ready` would hold them for their whole timeout.
+    """
+
+    channel: aio.Channel
+
+    async def await_one(self, details: aio.ClientCallDetails) -> aio.ClientCallDetails:
+        """Return the details of the call, its timeout shortened by what was waited."""
+        if self.channel.get_state() is grpc.ChannelConnectivity.READY:
+            return details
+        began = time.monotonic()
+        patience = _CONNECTION_PATIENCE.total_seconds()
+        if details.timeout is not None:
+            patience = min(patience, details.timeout)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._until_connected()
+        if details.timeout is None:
+            return details
+        left = max(0.0, details.timeout - (time.monotonic() - began))
+        return aio.ClientCallDetails(
+            details.method, left, details.metadata, details.credentials, details.wait_for_ready
+        )
+
+    async def _until_connected(self) -> None:
+        while True:
+            state = self.channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+            await self.channel.wait_for_state_change(state)
 
 
 class _OneCallTagger(aio.UnaryUnaryClientInterceptor):
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
     async def intercept_unary_unary(
         self,
         continuation: "Callable[[aio.ClientCallDetails, Any], Awaitable[_OneCall]]",
         client_call_details: aio.ClientCallDetails,
         request: Any,
     ) -> "_OneCall":
-        with _client_span(client_call_details) as span:
-            call = await continuation(_tagged(client_call_details), request)
+        details = await self._connection.await_one(client_call_details)
+        with _client_span(details) as span:
+            call = await continuation(_tagged(details), request)
         call.add_done_callback(lambda _: span.end())
         return call
 
 
 class _StreamTagger(aio.UnaryStreamClientInterceptor):
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
     async def intercept_unary_stream(
         self,
         continuation: "Callable[[aio.ClientCallDetails, Any], Awaitable[_StreamCall]]",
         client_call_details: aio.ClientCallDetails,
         request: Any,
     ) -> "_StreamCall":
-        with _client_span(client_call_details) as span:
-            call = await continuation(_tagged(client_call_details), request)
+        details = await self._connection.await_one(client_call_details)
+        with _client_span(details) as span:
+            call = await continuation(_tagged(details), request)
         call.add_done_callback(lambda _: span.end())
         return call
 

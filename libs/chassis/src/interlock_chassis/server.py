@@ -63,6 +63,9 @@ _CONNECTION_GRACE = timedelta(minutes=31)
 # would end their connection for it.
 _PING_INTERVAL = timedelta(seconds=10)
 
+# For clients to hear, by the health service, that they should go elsewhere.
+_FAREWELL = timedelta(milliseconds=500)
+
 _HEALTH = f"/{health.SERVICE_NAME}/"
 
 if TYPE_CHECKING:
@@ -242,15 +245,18 @@ class RpcServer:
         return port
 
     async def stop(self, grace: timedelta) -> None:
-        """Stop serving: refuse new calls at once, cancel running ones after the grace.
+        """Stop serving: tell clients, refuse new calls, cancel running ones after the grace.
 
-        Does nothing when not started.
+        Clients get half a second to turn to other replicas, unless there is no
+        grace. Does nothing when not started.
         """
         server, self._server = self._server, None
         if server is None:
             return
         if self._health is not None:
             await self._health.enter_graceful_shutdown()
+            # gRPC cancels calls that arrive while it stops.
+            await asyncio.sleep(min(_FAREWELL, grace).total_seconds())
         await server.stop(grace.total_seconds())
         await self._gate.finish()
 
