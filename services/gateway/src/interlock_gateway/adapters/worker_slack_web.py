@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+import structlog
 from slack_sdk.errors import SlackApiError, SlackRequestError
 from slack_sdk.web.async_client import AsyncWebClient
 from yarl import URL
@@ -211,22 +212,31 @@ class SlackWeb:
         """Let only Slack's own URLs of the grant's team pass.
 
         Raises:
-            SlackRefused: It is another host's, or another team's.
+            SlackRefused: It is another host's, or another team's; that is on record.
         """
+        text = response_url.reveal()
+        if not text:
+            raise SlackRefused("response_url_invalid")
         try:
-            url = URL(response_url.reveal())
-            port = url.explicit_port
+            # A host is compared as it is written: dots that only look like dots are none.
+            return self._slacks_own(URL(text.encode("ascii").decode()), team_id)
         except ValueError:
+            # Slack writes none like this; who else can sign has the signing secret.
+            structlog.get_logger().warning("ssrf_refused", audit=True, team_id=team_id)
             raise SlackRefused("response_url_invalid") from None
+
+    def _slacks_own(self, url: URL, team_id: str) -> URL:
+        """Return a URL of Slack's for the team; ValueError for any other."""
+        port = url.explicit_port
         host = f"{url.host}:{port}" if port else url.host
         if url.scheme not in self._schemes or host not in self._response_hosts or url.user:
-            raise SlackRefused("response_url_invalid")
+            raise ValueError("not Slack's")
         # /actions/T…/…, /commands/T…/…, /services/T…/…; an org-wide install's may name any
         # of its teams, which we do not know.
         parts = url.path.split("/")
         named = parts[2] if len(parts) > 2 else ""  # noqa: PLR2004 - As above.
         if team_id.startswith("T") and named != team_id:
-            raise SlackRefused("response_url_invalid")
+            raise ValueError("not the team's")
         return url
 
     async def _call(

@@ -50,6 +50,11 @@ from interlock_tokens.grants import SlackGrant
 FIRST_PAUSE = timedelta(seconds=2)
 LONGEST_PAUSE = timedelta(minutes=2)
 
+# Slack takes a response URL five times within 30 minutes:
+# docs.slack.dev/interactivity/handling-user-interaction#message_responses
+RESPONSE_URL_LIFE = timedelta(minutes=30)
+RESPONSE_URL_USES = 5
+
 # The app is gone, and with it every way to tell anybody.
 _UNINSTALLED = "INSTALLATION_NOT_FOUND"
 _TRANSIENT = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.LOST_RACE})
@@ -434,6 +439,11 @@ class Conversation:
         self, context: _Context, turn: AgentPicked | UnlinkClicked | Command, note: Note
     ) -> None:
         """Answer where the person clicked or typed; elsewhere when that is not possible."""
+        delivery = context.delivery
+        is_old = self._clock.now() - delivery.event_at >= RESPONSE_URL_LIFE
+        if is_old or delivery.attempt > RESPONSE_URL_USES:
+            await self._whisper(context, turn.aside, note, is_direct=False)
+            return
         try:
             await self._ports.slack.respond(turn.response_url, context.team, note)
         except ServiceError as error:
