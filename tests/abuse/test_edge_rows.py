@@ -497,7 +497,7 @@ async def test_the_bots_own_words_start_nothing(site: Site, row_id: str) -> None
 
 
 # IA: clicks. What a click's response_url may be (IA-03 to IA-05), and what its action may
-# name (IA-06), is the worker's: test_interactivity_rows.py.
+# name (IA-06), is the worker's: test_worker_rows.py.
 
 
 def _click(**changes: Any) -> dict[str, Any]:

@@ -338,7 +338,8 @@ async def test_another_proof_issues_no_token(house: House, row_id: str) -> None:
 async def test_an_old_or_homeless_event_is_not_renewed(house: House, row_id: str) -> None:
     """At 24 h and in a released workspace the answer is no; a renewal does not start anew.
 
-    Whether an event is completed only the worker knows: it erases the grant then.
+    Whether an event is completed only the worker knows: it erases the grant then, as
+    test_worker_rows.py shows.
     """
     now = datetime.now(UTC)
     young = house.event_grant(now=now - timedelta(hours=23, minutes=59))

@@ -1,6 +1,6 @@
-"""The worker's half of the rows of clicks: where an answer may go, and what a click may name.
+"""The worker's half of rows: where an answer may go, what a click may name, what is over.
 
-The other half, what edge admits, is in test_edge_rows.py.
+The other half is in test_edge_rows.py and test_identity_rows.py.
 """
 
 import asyncio
@@ -11,20 +11,35 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 from urllib.parse import urlencode
+from uuid import uuid4
 
 import aiohttp
+import asyncpg
 import pytest
 from aiohttp import web
 from yarl import URL
 
+from interlock_chassis.clock import SystemClock
+from interlock_chassis.database import open_pool
 from interlock_chassis.secret import Secret
+from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_gateway.adapters.worker_memory import ManualClock
+from interlock_gateway.adapters.worker_postgres import PostgresInbox
 from interlock_gateway.adapters.worker_slack_web import SlackWeb
+from interlock_gateway.migrations import DATABASE, WORKER_ROLE
 from interlock_gateway.worker import answer
 from interlock_gateway.worker.answer import Choice
 from interlock_gateway.worker.conversation import Conversation
 from interlock_gateway.worker.endings import Endings
-from interlock_gateway.worker.lanes import Claim, Delivery, Done, Outcome
+from interlock_gateway.worker.lanes import (
+    Claim,
+    Delivery,
+    Done,
+    LaneLost,
+    Outcome,
+    Policy,
+    Settlement,
+)
 from interlock_gateway.worker.ports import Ports
 from interlock_gateway.worker.slack import BotToken
 from interlock_gateway.worker.speech import Pacing
@@ -32,6 +47,7 @@ from interlock_gateway.worker.waiting import WaitingQuestion
 from interlock_sandbox.testing import RecordingApp, recording_app
 from interlock_tokens.grants import SlackGrant, Workspace
 
+_PUT = "SELECT gateway.inbox_put($1, '', 'event', $2, $3, false, $4, $5, $6)"
 TEAM, CHANNEL, MIA = "T0NORTHWIND", "C0GENERAL", "U0MIA"
 WHISPER = "/api/chat.postEphemeral"
 HOOK = f"/actions/{TEAM}/1/x"
@@ -246,3 +262,38 @@ async def test_a_click_names_only_what_was_offered(
     assert await stage.click(forged) == Done()
     assert stage.peers.picked == [Choice("docs", "guide", "Guide")]
     assert "may not run" in answer.failure_text("AGENT_NOT_ALLOWED")
+
+
+@row("GI-02")
+async def test_a_completed_event_has_no_grant_to_renew(
+    cluster: ScratchDatabases, row_id: str
+) -> None:
+    """It is nowhere in the worker's database any more, and its lane hands out nothing."""
+    urls = await cluster.database(DATABASE)
+    grant = f"grant-{uuid4().hex}"
+    owner = await asyncpg.connect(urls.owner.reveal())
+    try:
+        async with open_pool(urls.roles[WORKER_ROLE], application="test") as pool:
+            now = SystemClock().now()
+            await owner.fetchval(_PUT, "Ev1", "T1:C1:1", "T1", b"{}", grant, now)
+            inbox = PostgresInbox(pool, Policy())
+            [claim] = await inbox.claim("worker", 8, 8)
+            delivery = await inbox.step(claim, None, keep=True)
+            assert delivery is not None
+            assert grant in await _everything(owner)
+            done = Settlement(delivery.event_id, Done())
+            assert await inbox.step(claim, done, keep=True) is None
+            assert grant not in await _everything(owner)
+            with pytest.raises(LaneLost):
+                await inbox.step(claim, None, keep=True)
+    finally:
+        await owner.close()
+
+
+async def _everything(owner: "asyncpg.Connection[asyncpg.Record]") -> str:
+    """Write out every row of the gateway's database."""
+    tables = await owner.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'gateway'")
+    rows = []
+    for table in tables:
+        rows += await owner.fetch(f"SELECT * FROM gateway.{table[0]}")  # noqa: S608 - Our own.
+    return "\n".join(str(dict(each)) for each in rows)
