@@ -14,6 +14,8 @@ OPEN_PLACES = re.compile(
 ELSEWHERE = {
     # The length of the fingerprint key is checked before start.
     "services/token-vault/src/interlock_token_vault/config.py": 1,
+    # The name of a connection at Nango, which is sealed as a token is.
+    "services/token-vault/src/interlock_token_vault/credential_sources.py": 1,
     # Connection strings: validated, joined with a role's password, handed to the driver.
     "libs/chassis/src/interlock_chassis/config.py": 1,
     "libs/chassis/src/interlock_chassis/database.py": 8,
@@ -45,5 +47,5 @@ def test_secrets_are_revealed_only_where_they_leave_the_process() -> None:
 
 
 def test_the_count_sees_the_places_it_should() -> None:
-    """The search finds the calls that hand a bot's and a user's token to their caller."""
-    assert _places()["services/token-vault/src/interlock_token_vault/rpc.py"] == 2
+    """The search finds the calls that hand tokens of bot, user and browser to their caller."""
+    assert _places()["services/token-vault/src/interlock_token_vault/rpc.py"] == 3

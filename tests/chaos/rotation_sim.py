@@ -501,6 +501,10 @@ class SimStore:
 
         return await self._process.call("load", effect)
 
+    async def load_recorded_many(self, *_: object) -> NoReturn:
+        """See RotationStore and VaultStore."""
+        raise AssertionError("nobody reads many here")
+
     async def list_audit_events(self, *_: object) -> NoReturn:
         """See RotationStore and VaultStore."""
         raise AssertionError("nobody lists records here")

@@ -43,7 +43,7 @@ from interlock_token_vault.domain.rotation import (
     Hindrance,
     Standing,
 )
-from interlock_token_vault.key_lifecycle import Held, KeyStore, RefreshUnsettled
+from interlock_token_vault.key_lifecycle import KeyStore, RefreshUnsettled
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
 from interlock_token_vault.rotation_ports import (
     HeldChain,
@@ -54,7 +54,7 @@ from interlock_token_vault.rotation_ports import (
     SealedAnswer,
     SealedPair,
 )
-from interlock_token_vault.vault import DatabaseUnavailable, Stop, VaultStore
+from interlock_token_vault.vault import DatabaseUnavailable, Held, Stop, VaultStore
 
 TEAM = InstallationKey(ClientId("client"), "A0APP", "", "T0TEAM")
 NORTHWIND = TenantId("northwind")

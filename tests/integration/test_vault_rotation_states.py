@@ -35,7 +35,13 @@ from interlock_chassis.secret import Secret
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_token_vault.adapters.journal import Journal, open_journal
 from interlock_token_vault.adapters.kms_keys import KmsKeys
-from interlock_token_vault.adapters.memory import FakeKms, FakeSlack, Faults, ManualClock
+from interlock_token_vault.adapters.memory import (
+    FakeClaims,
+    FakeKms,
+    FakeSlack,
+    Faults,
+    ManualClock,
+)
 from interlock_token_vault.adapters.memory_rotation import MemorySpool
 from interlock_token_vault.adapters.postgres import PostgresStore
 from interlock_token_vault.adapters.postgres_keys import PostgresKeys
@@ -218,6 +224,7 @@ class World:
             keys=self._keys,
             keks=kms,
             slack=FakeSlack(Faults()),
+            claims=FakeClaims(Faults()),
             client_id=KEY.client_id,
             environment=ENVIRONMENT,
         )

@@ -396,10 +396,6 @@ async def test_what_is_not_served_yet_says_so(house: House) -> None:
         house.operator().ImportToken(
             pb.ImportTokenRequest(tenant_id="x", bot_token="x"), timeout=5
         ),
-        house.installer().CompleteNangoInstall(
-            pb.CompleteNangoInstallRequest(grant="x", provider_config_key="x", connection_id="x"),
-            timeout=5,
-        ),
     ]
     for call in calls:
         assert (await refusal(ask(call)))[0] is Kind.UNIMPLEMENTED

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -163,6 +163,7 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         self.tenant_of = tenant_of
         self.claims: dict[tuple[str, str], str] = {}
         self.holders: dict[tuple[str, str], str] = {}
+        self.connections: dict[tuple[str, str], str] = {}
         self.error: ServiceError | None = None
 
     async def ClaimWorkspace(  # noqa: N802 - gRPC's name.
@@ -184,6 +185,7 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         if self.claims.setdefault(place, tenant) != tenant:
             raise WorkspaceTaken
         self.holders[place] = request.installation_id
+        self.connections[place] = request.nango_connection_id
         return identity_pb2.ClaimWorkspaceResponse(was_claimed=was_claimed)
 
     async def ReleaseWorkspace(  # noqa: N802 - gRPC's name.
@@ -357,7 +359,9 @@ class House:
             slack_user_id="U0MIA" if purpose is AdminPurpose.RESUME else "",
         ).reveal()
 
-    def install_grant(self, tenant: str = "northwind") -> str:
+    def install_grant(
+        self, tenant: str = "northwind", *, source: Literal["direct", "nango"] = "direct"
+    ) -> str:
         """Sign an installGrant as identity does."""
         grant = sign_install_grant(
             self.identity_keys,
@@ -366,7 +370,7 @@ class House:
             tenant_id=tenant,
             user_id="user-ada",
             state_sha256="b" * 64,
-            source="direct",
+            source=source,
         ).reveal()
         self.tenant_of[grant] = tenant
         return grant

@@ -31,10 +31,13 @@ from interlock_token_vault.adapters.identity_grpc import IdentityClaims
 from interlock_token_vault.adapters.journal import Journal, open_journal, writing
 from interlock_token_vault.adapters.kms_keys import Kms, KmsKeys
 from interlock_token_vault.adapters.local_kms import LocalKms
+from interlock_token_vault.adapters.nango_http import NangoHttp, open_nango
+from interlock_token_vault.adapters.nango_webhooks import NangoWebhooks
 from interlock_token_vault.adapters.openbao_kms import TransitKey, open_openbao_kms
 from interlock_token_vault.adapters.postgres import PostgresStore
 from interlock_token_vault.adapters.postgres_apps import PostgresApps
 from interlock_token_vault.adapters.postgres_backup import PostgresBackup
+from interlock_token_vault.adapters.postgres_connections import PostgresConnections
 from interlock_token_vault.adapters.postgres_installs import PostgresInstalls
 from interlock_token_vault.adapters.postgres_keys import PostgresKeys
 from interlock_token_vault.adapters.postgres_rotation import PostgresRotation, open_news
@@ -57,6 +60,7 @@ from interlock_token_vault.auditing import (
     Continuity,
 )
 from interlock_token_vault.config import VaultSettings
+from interlock_token_vault.connected_tokens import ConnectedTokens
 from interlock_token_vault.domain.installation import ClientId
 from interlock_token_vault.install_ports import SlackApp
 from interlock_token_vault.installing import Installing
@@ -106,6 +110,7 @@ class _Parts:
     journal: Journal
     identity: aio.Channel
     slack: SlackOAuth
+    nango: NangoHttp | None
     kms: Kms
 
 
@@ -193,8 +198,17 @@ async def _open_parts(
                 client_secret=settings.slack_client_secret_file,
             )
         ),
+        nango=await _open_nango(stack, settings),
         kms=kms,
     )
+
+
+async def _open_nango(stack: AsyncExitStack, settings: VaultSettings) -> NangoHttp | None:
+    """Open the way to Nango; None where it is not configured."""
+    url, key = settings.nango_url, settings.nango_secret_key_file
+    if url is None or key is None:
+        return None
+    return await stack.enter_async_context(open_nango(url, key))
 
 
 def _make_keys(settings: VaultSettings, kms: Kms) -> KmsKeys:
@@ -250,6 +264,21 @@ def _make_uninstalling(
         claims=IdentityClaims(parts.identity),
         renewals=renewing,
         environment=settings.environment.value,
+        connections=parts.nango,
+    )
+
+
+def _make_elsewhere(
+    settings: VaultSettings, parts: _Parts, keys: KmsKeys
+) -> ConnectedTokens | None:
+    if parts.nango is None:
+        return None
+    return ConnectedTokens(
+        store=PostgresConnections(parts.pool, parts.journal),
+        keys=keys,
+        source=parts.nango,
+        environment=settings.environment.value,
+        clock=SystemClock(),
     )
 
 
@@ -399,6 +428,8 @@ def build_server(
         ),
         environment=settings.environment.value,
         new_id=uuid4,
+        connections=parts.nango,
+        integration=settings.nango_integration,
     )
     server = RpcServer(
         listen=settings.listen,
@@ -407,10 +438,20 @@ def build_server(
         caps=CAPS,
         on_refused=partial(record_refused_call, refusals),
     )
-    vault = TokenVault(store, keys, environment=settings.environment.value, renewals=renewing)
+    webhook_keys = settings.nango_webhook_keys_file
+    vault = TokenVault(
+        store,
+        keys,
+        environment=settings.environment.value,
+        renewals=renewing,
+        elsewhere=_make_elsewhere(settings, parts, keys),
+    )
     add_services(
         server,
         vault=vault,
+        hints=NangoWebhooks.from_file(webhook_keys, environment=settings.nango_environment)
+        if webhook_keys
+        else None,
         uninstalling=uninstalling,
         operator=OperatorRpc(  # type: ignore[abstract] # As TokenRpc.
             vault,

@@ -128,6 +128,22 @@ class VaultSettings(ServiceSettings):
     openbao_ca_file: Path | None = None
     """PEM of the authority that signs OpenBao's certificate; none: those of the system."""
 
+    nango_url: HttpUrl | None = None
+    """Where Nango's API is; without it nothing is installed by Nango."""
+
+    nango_secret_key_file: SecretFile | None = Field(default=None, validate_default=True)
+    """File with the API key of the environment at Nango; needed with `INTERLOCK_NANGO_URL`."""
+
+    nango_webhook_keys_file: DocumentFile | None = None
+    """File with the environment's webhook signing key, and the one before on a second line while
+    it is rotated; without it webhooks are refused."""
+
+    nango_integration: Annotated[str, Field(min_length=1, max_length=256)] = "work-apps-slack"
+    """The app's integration at Nango, its `providerConfigKey`."""
+
+    nango_environment: Annotated[str, Field(max_length=64)] = ""
+    """Name of the environment at Nango, which webhooks must be of; empty: any."""
+
     fingerprint_key_file: SecretFile
     """File with the key of token fingerprints, at least 32 random characters."""
 
@@ -189,6 +205,13 @@ class VaultSettings(ServiceSettings):
         if url and info.data.get("audit_checkpoint_dir") is not None:
             raise ValueError("must not be set beside INTERLOCK_AUDIT_CHECKPOINT_DIR")
         return url
+
+    @field_validator("nango_secret_key_file")
+    @classmethod
+    def _key_of_nango(cls, key: Secret[str] | None, info: ValidationInfo) -> Secret[str] | None:
+        if key is None and info.data.get("nango_url") is not None:
+            raise ValueError("required with INTERLOCK_NANGO_URL, but not set")
+        return key
 
     @field_validator("gcp_kms_key")
     @classmethod

@@ -5,6 +5,7 @@ and asks for the token just before it is used. What comes back is believed only
 as far as it is the installation's: its tenant's tag, and its workspace.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Protocol
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.install import ExchangeAnswer
+from interlock_token_vault.domain.installation import TenantId
 
 TENANT_TAG = "tenantid"
 """The tag with the tenant; Nango keeps tags in lower case."""
@@ -66,6 +68,13 @@ class ConnectionNotYours(ServiceError):
     reason = "CONNECTION_NOT_YOURS"
 
 
+class InvalidSignature(ServiceError):
+    """The webhook is not signed with a key of ours."""
+
+    kind = Kind.UNAUTHENTICATED
+    reason = "INVALID_SIGNATURE"
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionRef:
     """A connection's name; opaque.
@@ -77,6 +86,16 @@ class ConnectionRef:
 
     provider_config_key: str
     connection_id: str
+
+    def to_seal(self) -> Secret[str]:
+        """Write the name as it is sealed."""
+        return Secret(json.dumps([self.provider_config_key, self.connection_id]))
+
+    @classmethod
+    def of_sealed(cls, opened: Secret[str]) -> "ConnectionRef":
+        """Read what `to_seal` wrote."""
+        # Sealed like a token, so that it cannot be re-pointed; no secret by itself.
+        return cls(*json.loads(opened.reveal()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,4 +176,28 @@ class Connections(CredentialSource, Protocol):
 
     async def delete(self, ref: ConnectionRef) -> None:
         """Delete a connection; one that is gone is deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A connection that Nango says was made for a tenant."""
+
+    ref: ConnectionRef
+    tenant_id: TenantId
+
+
+class Hints(Protocol):
+    """Tells Nango's webhooks from others'."""
+
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Hint | None:
+        """Verify a webhook over its raw bytes; None for what hints at no connection.
+
+        Args:
+            body: As it came.
+            headers: Names in lower case.
+
+        Raises:
+            InvalidSignature: No key of ours made the signature.
+        """
         ...

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_token_vault.credential_sources import ConnectionRef
 from interlock_token_vault.domain.audit import AuditEvent, Origin
 from interlock_token_vault.domain.envelope import SealedToken, WrappedDek
 from interlock_token_vault.domain.install import BotIdentity, ExchangeAnswer, InstallAttempt
@@ -20,7 +21,7 @@ from interlock_token_vault.domain.installation import (
     TenantId,
     TokenRef,
 )
-from interlock_token_vault.vault import Loaded
+from interlock_token_vault.vault import Held, Loaded
 
 # A call is capped at 30 s; a lease must outlive it and what it leaves running.
 LEASE = timedelta(seconds=60)
@@ -173,7 +174,12 @@ class Claims(Protocol):
     """Identity's word on whose a workspace is."""
 
     async def claim(
-        self, grant: Secret[str], installation_id: InstallationId, key: InstallationKey, name: str
+        self,
+        grant: Secret[str],
+        installation_id: InstallationId,
+        key: InstallationKey,
+        name: str,
+        connection: ConnectionRef | None = None,
     ) -> bool:
         """Claim a workspace for the grant's tenant; idempotent.
 
@@ -202,6 +208,14 @@ class InstallStore(Protocol):
 
     async def find_attempt(self, grant_id: str) -> InstallAttempt | None:
         """Find an attempt by its grant."""
+        ...
+
+    async def find_connecting(self, tenant_id: TenantId) -> InstallAttempt | None:
+        """Find the newest install of a tenant by Nango whose grant is good and that is open."""
+        ...
+
+    async def find_connected(self, key: InstallationKey) -> Held | None:
+        """Find everything that is sealed for the active installation of a key."""
         ...
 
     async def take_exchange(

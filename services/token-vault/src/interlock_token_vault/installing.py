@@ -14,8 +14,19 @@ from uuid import UUID
 
 import structlog
 
-from interlock_chassis.errors import ServiceError
+from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_token_vault.connected_tokens import connection_of, require_own
+from interlock_token_vault.credential_sources import (
+    ConnectionDead,
+    ConnectionNotFound,
+    ConnectionNotYours,
+    ConnectionRef,
+    Connections,
+    ConnectSession,
+    Fetched,
+    NangoNotConfigured,
+)
 from interlock_token_vault.domain.audit import ALLOWED, AuditEvent, Origin
 from interlock_token_vault.domain.envelope import (
     CannotOpen,
@@ -40,12 +51,15 @@ from interlock_token_vault.domain.install import (
     require_scopes,
 )
 from interlock_token_vault.domain.installation import (
+    ClientId,
     DekId,
     Installation,
     InstallationId,
     InstallationKey,
     InstallationState,
+    TenantId,
     TokenKind,
+    TokenRef,
     TokenSlot,
 )
 from interlock_token_vault.install_ports import (
@@ -84,12 +98,20 @@ class _Credential:
     token: Secret[str]
     refresh_token: Secret[str] | None
     expires_at: datetime | None
+    connection: ConnectionRef | None = None
+    """Where the token is kept, if not here."""
+
+
+# Gets what an install is made of, at Slack or where a connection is kept.
+_Obtain = Callable[[InstallAttempt, Origin], Awaitable[tuple[BotFacts, ConnectionRef | None]]]
 
 
 class Installing:
     """Bring installs to their end.
 
     Args:
+        connections: Nango, where it is configured.
+        integration: The app's integration at Nango.
         new_id: Makes ids of installations and leases.
         sleep: Waits between tries to save a token.
     """
@@ -104,6 +126,8 @@ class Installing:
         app: SlackApp,
         environment: str,
         new_id: Callable[[], UUID],
+        connections: Connections | None = None,
+        integration: str = "",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._store = store
@@ -113,6 +137,8 @@ class Installing:
         self._app = app
         self._environment = environment
         self._new_id = new_id
+        self._connections = connections
+        self._integration = integration
         self._sleep = sleep
         self._running: set[asyncio.Task[Installed]] = set()
 
@@ -136,6 +162,127 @@ class Installing:
         await self._store.start_attempt(attempt, AuditEvent("install.started", ask.origin))
         return self._app.authorize_url
 
+    async def start_connecting(
+        self, ask: InstallAsk, renewed: InstallationKey | None
+    ) -> ConnectSession:
+        """Write an install down and let a browser connect a workspace at Nango.
+
+        Args:
+            ask: The wish to install.
+            renewed: The installation to be connected again, so that no second
+                connection appears; one of another tenant, or without a
+                connection, counts as none.
+
+        Raises:
+            NangoNotConfigured: There is no Nango.
+            NangoUnavailable, NangoRefused: No session was made.
+            DatabaseUnavailable: The database does not answer.
+        """
+        nango = self._nango()
+        await self.start(ask)
+        tags = {"tenantId": ask.tenant_id}
+        old = await self._find_connection(renewed, ask.tenant_id) if renewed else None
+        if old is not None:
+            try:
+                return await nango.open_session(self._integration, tags, old.connection_id)
+            except ConnectionNotFound:
+                _log.info("connection_gone_before_reconnect")
+        return await nango.open_session(self._integration, tags)
+
+    async def complete_connection(self, ask: InstallAsk, ref: ConnectionRef) -> Installed:
+        """Take a connection for the workspace that it is of, claim that, activate.
+
+        Runs to its end even when the caller goes away. May be repeated with the
+        same grant and connection. The token stays where it is.
+
+        Raises:
+            NangoNotConfigured: There is no Nango.
+            ConnectionNotYours: It is another tenant's, or of another integration.
+            ConnectionNotFound, ConnectionDead: There is no living token under that name.
+            NangoUnavailable, NangoBackingOff, NangoRefused: Nango gave none.
+            InstallNotOpen, InstallInProgress, ScopesMissing, SlackAnswerUnusable,
+                WorkspaceTaken, SlackUnavailable, IdentityUnavailable,
+                KmsUnavailable, DatabaseUnavailable: As `complete`.
+        """
+        nango = self._nango()
+        if ref.provider_config_key != self._integration:
+            raise ConnectionNotYours
+
+        async def obtain(
+            attempt: InstallAttempt, origin: Origin
+        ) -> tuple[BotFacts, ConnectionRef | None]:
+            return await self._fetch_facts(nango, attempt, origin, ref), ref
+
+        return await self._to_the_end(ask, "nango", self._keys.ref(ref.to_seal()), obtain)
+
+    async def hear_of_connection(
+        self, ref: ConnectionRef, tenant_id: TenantId, origin: Origin
+    ) -> str:
+        """Take a webhook's hint: complete the newest open install of a tenant with it.
+
+        Returns:
+            What came of it, a stable word: `completed`, or why nothing did.
+
+        Raises:
+            NangoNotConfigured: There is no Nango.
+            ServiceError: UNAVAILABLE: it is not known yet; have the hint sent again.
+        """
+        nango = self._nango()
+        attempt = await self._store.find_connecting(tenant_id)
+        if ref.provider_config_key != self._integration:
+            return await self._note_hint(origin, "OTHER_INTEGRATION")
+        if attempt is None or attempt.grant is None:
+            return await self._note_hint(origin, "NO_OPEN_INSTALL")
+        try:
+            fetched = await nango.fetch(ref)
+            require_own(fetched, tenant_id, None)
+            if await self._store.is_ref_stored(self._keys.ref(fetched.token), None):
+                return await self._note_hint(origin, "ALREADY_STORED")
+            ask = InstallAsk(
+                grant=attempt.grant,
+                tenant_id=attempt.tenant_id,
+                user_id=attempt.user_id,
+                state_sha256=attempt.state_sha256,
+                source="nango",
+                expires_at=attempt.grant_expires_at,
+                origin=replace(
+                    origin,
+                    purpose="webhook",
+                    grant_id=attempt.grant_id,
+                    subject=attempt.user_id,
+                ),
+            )
+            await self.complete_connection(ask, ref)
+        except ServiceError as refusal:
+            if refusal.kind is Kind.UNAVAILABLE and not isinstance(refusal, SlackAnswerUnusable):
+                raise
+            return await self._note_hint(origin, refusal.reason)
+        return "completed"
+
+    async def _note_hint(self, origin: Origin, outcome: str) -> str:
+        await self._store.record([AuditEvent("nango.hint_ignored", origin, outcome=outcome)])
+        return outcome
+
+    def _nango(self) -> Connections:
+        if self._connections is None:
+            raise NangoNotConfigured
+        return self._connections
+
+    async def _find_connection(
+        self, key: InstallationKey, tenant_id: TenantId
+    ) -> ConnectionRef | None:
+        """Find where the token of a tenant's installation is kept."""
+        held = await self._store.find_connected(key)
+        sealed = connection_of(held.tokens) if held else None
+        if held is None or sealed is None or held.installation.tenant_id != tenant_id:
+            return None
+        data_key = self._keys.take(held.wrapped, self._key_context(held.installation.id))
+        place = self._place(held.installation, sealed.slot, sealed.dek_id)
+        try:
+            return ConnectionRef.of_sealed(await data_key.open(sealed, place))
+        except (CannotOpen, KekDisabled):
+            return None
+
     async def complete(self, ask: InstallAsk, code: Secret[str], redirect_uri: str) -> Installed:
         """Exchange a code, seal what Slack answers, claim the workspace, activate.
 
@@ -153,7 +300,18 @@ class Installing:
             SlackUnavailable, IdentityUnavailable, KmsUnavailable,
                 DatabaseUnavailable: A part does not answer; repeat.
         """
-        task = asyncio.create_task(self._complete(ask, code, redirect_uri))
+
+        async def obtain(
+            attempt: InstallAttempt, origin: Origin
+        ) -> tuple[BotFacts, ConnectionRef | None]:
+            return await self._ask_for_facts(attempt, origin, code, redirect_uri), None
+
+        return await self._to_the_end(ask, "direct", self._keys.ref(code), obtain)
+
+    async def _to_the_end(
+        self, ask: InstallAsk, source: str, code_ref: TokenRef, obtain: _Obtain
+    ) -> Installed:
+        task = asyncio.create_task(self._complete(ask, source, code_ref, obtain))
         self._running.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -194,16 +352,17 @@ class Installing:
         if not task.cancelled():
             task.exception()
 
-    async def _complete(self, ask: InstallAsk, code: Secret[str], redirect_uri: str) -> Installed:
+    async def _complete(
+        self, ask: InstallAsk, source: str, code_ref: TokenRef, obtain: _Obtain
+    ) -> Installed:
         attempt = await self._store.find_attempt(ask.origin.grant_id)
-        code_ref = self._keys.ref(code)
-        if attempt is None or attempt.source != "direct":
+        if attempt is None or attempt.source != source:
             raise InstallNotOpen
         if attempt.code_ref not in {"", code_ref}:
             raise InstallNotOpen
         match attempt.state:
             case AttemptState.STARTED | AttemptState.EXCHANGING:
-                return await self._exchange(attempt, ask.origin, code, redirect_uri)
+                return await self._exchange(attempt, ask.origin, code_ref, obtain)
             case AttemptState.PENDING:
                 return await self._resume(attempt.grant_id, ask.origin)
             case AttemptState.DONE:
@@ -220,7 +379,7 @@ class Installing:
         return Installed(installation, attempt.is_reinstall, attempt.extra_scopes)
 
     async def _exchange(
-        self, attempt: InstallAttempt, origin: Origin, code: Secret[str], redirect_uri: str
+        self, attempt: InstallAttempt, origin: Origin, code_ref: TokenRef, obtain: _Obtain
     ) -> Installed:
         """Secure the data key, then the code's right, and only then ask Slack."""
         installation_id = InstallationId(self._new_id())
@@ -228,7 +387,7 @@ class Installing:
         async with self._leased(attempt.grant_id) as lease:
             at = await self._store.take_exchange(
                 attempt.grant_id,
-                self._keys.ref(code),
+                code_ref,
                 wrapped,
                 lease,
                 AuditEvent(
@@ -238,9 +397,12 @@ class Installing:
                     kek_version=wrapped.kek_version,
                 ),
             )
-            facts = await self._ask_for_facts(attempt, origin, code, redirect_uri)
+            facts, connection = await obtain(attempt, origin)
             credential = _Credential(
-                facts.token, facts.refresh_token, at + facts.life if facts.life else None
+                facts.token,
+                facts.refresh_token,
+                at + facts.life if facts.life else None,
+                connection,
             )
             installation = _pending_installation(installation_id, attempt, facts)
             tokens = await self._seal(data_key, wrapped, installation, credential)
@@ -260,6 +422,22 @@ class Installing:
         except (OAuthCodeRefused, SlackAnswerUnusable) as refusal:
             if token is not None:
                 await self._revoke_unsaved(token, origin)
+            await self._store.drop(
+                attempt.grant_id,
+                refusal.reason,
+                [AuditEvent("install.dropped", origin, outcome=refusal.reason)],
+            )
+            raise
+
+    async def _fetch_facts(
+        self, nango: Connections, attempt: InstallAttempt, origin: Origin, ref: ConnectionRef
+    ) -> BotFacts:
+        """Fetch a connection; one that is no use ends the attempt, and stays as it is at Nango."""
+        try:
+            fetched = await nango.fetch(ref)
+            require_own(fetched, attempt.tenant_id, None)
+            return _facts_of(fetched, self._app.client_id)
+        except (ConnectionNotYours, ConnectionDead, SlackAnswerUnusable) as refusal:
             await self._store.drop(
                 attempt.grant_id,
                 refusal.reason,
@@ -296,7 +474,7 @@ class Installing:
             try:
                 pending = await self._store.take_pending(grant_id, lease, resumed)
                 credential = await self._open(pending)
-            except (CannotOpen, KekDisabled) as error:
+            except (CannotOpen, KekDisabled, ConnectionNotFound, ConnectionDead) as error:
                 dropped = AuditEvent("install.dropped", origin, outcome=error.reason)
                 await self._store.drop(grant_id, error.reason, [dropped])
                 raise
@@ -347,10 +525,11 @@ class Installing:
         if grant is None:
             raise InstallNotOpen
         for _ in range(_PLANS):
-            held = await self._store.find_active(key)
+            held = await self._find_replaced(key)
+            replaced = await self._find_connection(key, pending.attempt.tenant_id)
             plan = replace(await self._plan(pending, credential, held), extra_scopes=extra)
             was_claimed = await self._claims.claim(
-                grant, plan.target.id, key, pending.installation.name
+                grant, plan.target.id, key, pending.installation.name, credential.connection
             )
             plan = replace(plan, is_reinstall=plan.is_reinstall or was_claimed)
             try:
@@ -359,8 +538,37 @@ class Installing:
                 continue
             if extra:
                 _log.warning("install_scopes_drifted", installation_id=str(active.id), extra=extra)
+            if credential.connection is not None:
+                await self._tidy(active, credential.connection, replaced)
             return Installed(active, plan.is_reinstall, extra)
         raise InstallInProgress
+
+    async def _find_replaced(self, key: InstallationKey) -> Loaded | None:
+        """Find what an install would replace, with its data key also where it has no token."""
+        found = await self._store.find_active(key)
+        if found is None or found.wrapped is not None:
+            return found
+        held = await self._store.find_connected(key)
+        is_same = held is not None and held.installation == found.installation
+        return replace(found, wrapped=held.wrapped) if held and is_same else found
+
+    async def _tidy(
+        self, active: Installation, connection: ConnectionRef, replaced: ConnectionRef | None
+    ) -> None:
+        """Label the connection at Nango, and delete the one before it; neither matters to reads."""
+        key, nango = active.key, self._nango()
+        labels = {
+            "kind": "work-app",
+            "app": "slack",
+            "tenantId": active.tenant_id,
+            "teamId": key.team_id or key.enterprise_id,
+        }
+        try:
+            await nango.label(connection, labels)
+            if replaced is not None and replaced != connection:
+                await nango.delete(replaced)
+        except ServiceError as error:
+            _log.warning("connection_not_tidied", reason=error.reason)
 
     async def _plan(
         self, pending: PendingInstall, credential: _Credential, held: Loaded | None
@@ -415,6 +623,9 @@ class Installing:
         """
         installation = pending.installation
         revoked = await self._revoke_unless_stored(credential.token, origin, installation)
+        if credential.connection is not None:
+            # It would keep a token alive that nothing here knows of.
+            await self._nango().delete(credential.connection)
         event = _event("install.dropped", origin, installation, pending.tokens[0])
         await self._store.drop(
             pending.attempt.grant_id, refusal.reason, [replace(event, outcome=refusal.reason)]
@@ -467,7 +678,15 @@ class Installing:
         installation: Installation,
         credential: _Credential,
     ) -> tuple[SealedToken, ...]:
-        """Seal the access token, and after it the refresh token where there is one."""
+        """Seal the access token, and after it the refresh token where there is one.
+
+        Of a token that is kept elsewhere only the place is sealed, under the
+        token's own fingerprint.
+        """
+        if credential.connection is not None:
+            place = self._place(installation, TokenSlot.CONNECTION, wrapped.dek_id)
+            sealed = await data_key.seal(credential.connection.to_seal(), place, None)
+            return (replace(sealed, ref=self._keys.ref(credential.token)),)
         slots = [(TokenSlot.ACCESS, credential.token, credential.expires_at)]
         if credential.refresh_token is not None:
             slots.append((TokenSlot.REFRESH, credential.refresh_token, None))
@@ -488,6 +707,10 @@ class Installing:
             )
             for sealed in pending.tokens
         }
+        if TokenSlot.CONNECTION in by_slot:
+            ref = ConnectionRef.of_sealed(by_slot[TokenSlot.CONNECTION])
+            fetched = await self._nango().fetch(ref)
+            return _Credential(fetched.token, None, None, ref)
         expiries = [sealed.expires_at for sealed in pending.tokens if sealed.expires_at]
         return _Credential(
             by_slot[TokenSlot.ACCESS],
@@ -523,6 +746,18 @@ class Installing:
             except DatabaseUnavailable:
                 _log.info("install_lease_left", grant_id=grant_id)
             raise
+
+
+def _facts_of(fetched: Fetched, client_id: ClientId) -> BotFacts:
+    """Take from a connection what an installation is made of; what renews its token stays there.
+
+    Raises:
+        SlackAnswerUnusable: Slack's own answer is not there, or makes no installation.
+    """
+    if fetched.answer is None:
+        raise SlackAnswerUnusable
+    answer = replace(fetched.answer, bot_token=fetched.token, refresh_token=None, expires_in_s=None)
+    return read_facts(answer, client_id)
 
 
 def _pending_installation(

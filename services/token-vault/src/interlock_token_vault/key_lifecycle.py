@@ -31,7 +31,7 @@ from interlock_token_vault.domain.installation import (
     TokenSlot,
 )
 from interlock_token_vault.install_ports import Slack, TokenDead
-from interlock_token_vault.vault import DataKey, InstallationNotFound, KekDisabled, Keys
+from interlock_token_vault.vault import DataKey, Held, InstallationNotFound, KekDisabled, Keys
 
 # One transaction of re-wrapped keys: small enough that reads behind it wait
 # some ten milliseconds.
@@ -161,15 +161,6 @@ class HeldDek:
 
     wrapped: WrappedDek
     client_id: ClientId | None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Everything that is sealed for one installation."""
-
-    installation: Installation
-    tokens: tuple[SealedToken, ...]
-    wrapped: WrappedDek
 
 
 @dataclass(frozen=True, slots=True)

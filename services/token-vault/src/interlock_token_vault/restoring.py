@@ -49,8 +49,7 @@ from interlock_token_vault.domain.installation import (
     TokenSlot,
 )
 from interlock_token_vault.install_ports import Slack, TokenDead
-from interlock_token_vault.key_lifecycle import Held
-from interlock_token_vault.vault import KekDisabled, Keys
+from interlock_token_vault.vault import Held, KekDisabled, Keys
 
 _BATCH = 50
 

@@ -27,6 +27,12 @@ from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import Refused, RpcServer, current_call
 from interlock_chassis.statuses import code_of
+from interlock_token_vault.credential_sources import (
+    ConnectionRef,
+    Hints,
+    InvalidSignature,
+    NangoNotConfigured,
+)
 from interlock_token_vault.domain.audit import ChainedEvent, Origin
 from interlock_token_vault.domain.installation import (
     ClientId,
@@ -287,6 +293,23 @@ class GrantReader:
             origin=call_origin(purpose="install", grant_id=grant.jti, subject=grant.user_id),
         )
 
+    async def note_refusal(self, refusal: ServiceError) -> None:
+        """Have a call that proved nothing on record."""
+        await self._refusals.note(call_origin(), refusal.reason)
+
+    def named(self, installation: pb.Installation) -> InstallationKey:
+        """Take an installation of our own app as a caller names it.
+
+        Raises:
+            MalformedInstallationKey: It is not named as Slack names installations.
+        """
+        return InstallationKey(
+            client_id=self._client_id,
+            app_id=installation.app_id,
+            enterprise_id=installation.enterprise_id,
+            team_id=installation.team_id,
+        )
+
     def _recall(self, digest: bytes, now: datetime) -> _Verified | None:
         known = self._verified.get(digest)
         if known is None:
@@ -330,11 +353,16 @@ class GrantReader:
 
 
 class InstallRpc(services.InstallServiceServicer):
-    """InstallService. Nango's RPCs are not served yet."""
+    """InstallService.
 
-    def __init__(self, installing: Installing, grants: GrantReader) -> None:
+    Args:
+        hints: Verifies Nango's webhooks; None where it has no key for that.
+    """
+
+    def __init__(self, installing: Installing, grants: GrantReader, hints: Hints | None) -> None:
         self._installing = installing
         self._grants = grants
+        self._hints = hints
 
     @override
     async def StartInstall(
@@ -343,7 +371,15 @@ class InstallRpc(services.InstallServiceServicer):
         context: "_Context[pb.StartInstallRequest, pb.StartInstallResponse]",
     ) -> pb.StartInstallResponse:
         ask = await self._grants.for_install(request.grant)
-        return pb.StartInstallResponse(authorize_url=await self._installing.start(ask))
+        if ask.source == "direct":
+            return pb.StartInstallResponse(authorize_url=await self._installing.start(ask))
+        renewed = self._grants.named(request.renews) if request.HasField("renews") else None
+        session = await self._installing.start_connecting(ask, renewed)
+        return pb.StartInstallResponse(
+            connect_session_token=session.token.reveal(),
+            connect_link=session.link,
+            connect_expires_at=timestamp(session.expires_at),
+        )
 
     @override
     async def CompleteOAuthInstall(
@@ -358,6 +394,41 @@ class InstallRpc(services.InstallServiceServicer):
             is_reinstall=installed.is_reinstall,
             extra_scopes=installed.extra_scopes,
         )
+
+    @override
+    async def CompleteNangoInstall(
+        self,
+        request: pb.CompleteNangoInstallRequest,
+        context: "_Context[pb.CompleteNangoInstallRequest, pb.CompleteNangoInstallResponse]",
+    ) -> pb.CompleteNangoInstallResponse:
+        ask = await self._grants.for_install(request.grant)
+        ref = ConnectionRef(request.provider_config_key, request.connection_id)
+        installed = await self._installing.complete_connection(ask, ref)
+        return pb.CompleteNangoInstallResponse(
+            installation=installation_message(installed.installation),
+            is_reinstall=installed.is_reinstall,
+        )
+
+    @override
+    async def ReceiveNangoWebhook(
+        self,
+        request: pb.ReceiveNangoWebhookRequest,
+        context: "_Context[pb.ReceiveNangoWebhookRequest, pb.ReceiveNangoWebhookResponse]",
+    ) -> pb.ReceiveNangoWebhookResponse:
+        if self._hints is None:
+            raise NangoNotConfigured
+        try:
+            hint = self._hints.read(request.body, request.headers)
+        except InvalidSignature as refusal:
+            await self._grants.note_refusal(refusal)
+            raise
+        outcome = "NO_CONNECTION"
+        if hint is not None:
+            outcome = await self._installing.hear_of_connection(
+                hint.ref, hint.tenant_id, call_origin(purpose="webhook")
+            )
+        _log.info("nango_webhook_heard", outcome=outcome)
+        return pb.ReceiveNangoWebhookResponse()
 
 
 class TokenRpc(services.TokenServiceServicer):
@@ -478,6 +549,7 @@ def add_services(
     grants: GrantReader,
     operator: services.OperatorServiceServicer,
     store: services.InstallationStoreServiceServicer,
+    hints: Hints | None = None,
 ) -> None:
     """Serve every service of the contract.
 
@@ -485,7 +557,7 @@ def add_services(
     """
     server.add(
         services.add_InstallServiceServicer_to_server,
-        InstallRpc(installing, grants),  # type: ignore[abstract] # The rest is UNIMPLEMENTED.
+        InstallRpc(installing, grants, hints),
         f"{_V1}.InstallService",
     )
     server.add(

@@ -17,6 +17,14 @@ import structlog
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
+from interlock_token_vault.connected_tokens import connection_of, require_own
+from interlock_token_vault.credential_sources import (
+    ConnectionDead,
+    ConnectionNotFound,
+    ConnectionRef,
+    Connections,
+    NangoNotConfigured,
+)
 from interlock_token_vault.domain.audit import AuditEvent, Origin
 from interlock_token_vault.domain.envelope import (
     CannotOpen,
@@ -32,8 +40,8 @@ from interlock_token_vault.domain.installation import (
     TokenSlot,
 )
 from interlock_token_vault.install_ports import StaleGeneration, TokenDead
-from interlock_token_vault.key_lifecycle import Held
 from interlock_token_vault.vault import (
+    Held,
     InstallationNotFound,
     Keys,
     NeedsReinstall,
@@ -225,6 +233,7 @@ class Uninstalling:
     Args:
         renewals: What makes tokens new; None where nothing does, and then
             nothing is known of a rotating token that Slack refuses.
+        connections: Nango, where it is configured.
     """
 
     def __init__(
@@ -236,6 +245,7 @@ class Uninstalling:
         claims: Releases,
         renewals: Renewals | None,
         environment: str,
+        connections: Connections | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -243,6 +253,7 @@ class Uninstalling:
         self._claims = claims
         self._renewals = renewals
         self._environment = environment
+        self._connections = connections
         self._running: set[asyncio.Task[Any]] = set()
 
     async def apply(self, revocation: Revocation) -> Applied:
@@ -388,6 +399,8 @@ class Uninstalling:
         Returns:
             False where there is nothing to exchange, or Slack refuses that too.
         """
+        if sealed.slot is TokenSlot.CONNECTION:
+            return await self._is_connection_alive(held, sealed)
         is_rotating = any(
             token.slot is TokenSlot.REFRESH and token.user_id == sealed.user_id
             for token in held.tokens
@@ -404,6 +417,14 @@ class Uninstalling:
             return False
         except InstallationNotFound:
             raise StaleGeneration from None
+        return True
+
+    async def _is_connection_alive(self, held: Held, sealed: SealedToken) -> bool:
+        """Have a new token made where it is kept, and ask Slack about that."""
+        try:
+            await self._slack.test(await self._open(held, sealed, is_forced=True))
+        except TokenDead:
+            return False
         return True
 
     # At an administrator's word.
@@ -431,9 +452,8 @@ class Uninstalling:
             sealed = _access_of_bot(held)
             event = _about("uninstall.sent", origin, held.installation, sealed)
             await self._store.record([event])
-            token = await self._open(held, sealed)
             try:
-                await self._slack.uninstall(token)
+                await self._slack.uninstall(await self._open(held, sealed))
             except TokenDead:
                 if await self._is_renewed(held, sealed):
                     continue
@@ -458,6 +478,7 @@ class Uninstalling:
                 await self._end_user(held, sealed, origin)
         installation = held.installation
         await self._store.purge(installation, _about("installation.purged", origin, installation))
+        await self._forget_connection(held)
         _log.info("installation_purged", installation_id=str(installation.id))
         await self._release(installation.id, installation.key)
 
@@ -480,7 +501,42 @@ class Uninstalling:
                 "claim_not_released", installation_id=str(installation_id), reason=error.reason
             )
 
-    async def _open(self, held: Held, sealed: SealedToken) -> Secret[str]:
+    async def _open(
+        self, held: Held, sealed: SealedToken, *, is_forced: bool = False
+    ) -> Secret[str]:
+        """Open a token, or fetch it from where it is kept.
+
+        Raises:
+            TokenDead: It is kept elsewhere, and is not there any more.
+        """
+        opened = await self._open_sealed(held, sealed)
+        if sealed.slot is not TokenSlot.CONNECTION:
+            return opened
+        if self._connections is None:
+            raise NangoNotConfigured
+        try:
+            ref = ConnectionRef.of_sealed(opened)
+            fetched = await self._connections.fetch(ref, is_forced=is_forced)
+        except (ConnectionDead, ConnectionNotFound) as gone:
+            raise TokenDead from gone
+        require_own(fetched, held.installation.tenant_id, held.installation.key)
+        return fetched.token
+
+    async def _forget_connection(self, held: Held) -> None:
+        """Delete the connection that a purged installation had; what fails stays at Nango."""
+        sealed = connection_of(held.tokens)
+        if sealed is None or self._connections is None:
+            return
+        try:
+            if await self._store.find_meant(held.installation.key):
+                # Installed again, perhaps by the very same connection.
+                return
+            ref = ConnectionRef.of_sealed(await self._open_sealed(held, sealed))
+            await self._connections.delete(ref)
+        except ServiceError as error:
+            _log.warning("connection_not_deleted", reason=error.reason)
+
+    async def _open_sealed(self, held: Held, sealed: SealedToken) -> Secret[str]:
         key = held.installation.key
         context = KeyContext(self._environment, key.client_id, held.installation.id)
         place = TokenContext(
@@ -498,7 +554,7 @@ class Uninstalling:
 
 def _access_of_bot(held: Held) -> SealedToken:
     for sealed in held.tokens:
-        if sealed.kind is TokenKind.BOT and sealed.slot is TokenSlot.ACCESS:
+        if sealed.kind is TokenKind.BOT and sealed.slot is not TokenSlot.REFRESH:
             return sealed
     raise CannotOpen
 

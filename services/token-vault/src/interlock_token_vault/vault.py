@@ -85,6 +85,13 @@ class RefreshPending(ServiceError):
     reason = "REFRESH_PENDING"
 
 
+class TokenElsewhere(ServiceError):
+    """The bot's token is kept by somebody else; it never crosses to a caller."""
+
+    kind = Kind.PRECONDITION
+    reason = "TOKEN_ELSEWHERE"
+
+
 class KmsUnavailable(ServiceError):
     """The key service does not answer."""
 
@@ -224,6 +231,15 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Everything that is sealed for one installation."""
+
+    installation: Installation
+    tokens: tuple[SealedToken, ...]
+    wrapped: WrappedDek
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a read came to, and the record that says so.
 
@@ -240,9 +256,9 @@ class Verdict:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether it takes nobody else to act on it: neither the KMS nor Slack."""
+        """Whether it takes nobody else to act on it: neither the KMS, nor Slack, nor Nango."""
         if self.data_key is None:
-            return not isinstance(self.refusal, RefreshPending)
+            return not isinstance(self.refusal, RefreshPending | TokenElsewhere)
         return self.data_key.source == "cache"
 
 
@@ -359,6 +375,26 @@ class NoRenewals:
         raise NeedsReinstall
 
 
+class Elsewhere(Protocol):
+    """Where tokens come from that the vault does not keep."""
+
+    async def read(self, installation_id: InstallationId, newer_than: int) -> "ReleasedToken":
+        """Fetch the token of an installation, one request for all who wait.
+
+        Args:
+            installation_id: An active installation without a token of its own.
+            newer_than: Only a generation above this one will do.
+
+        Raises:
+            InstallationNotFound: It is gone.
+            NeedsReinstall: Nobody keeps a token for it that Slack takes.
+            NangoUnavailable, DatabaseUnavailable: A part does not answer.
+            ConnectionNotYours: What is kept there is not this installation's.
+            CannotOpen, KekDisabled, KmsUnavailable: As DataKey.open.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ReadAsk:
     """A verified wish for a token.
@@ -408,11 +444,13 @@ class TokenVault:
         *,
         environment: str,
         renewals: Renewals | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
         self._environment = environment
         self._renewals = renewals or NoRenewals()
+        self._elsewhere = elsewhere
 
     async def read(self, ask: ReadAsk) -> ReleasedToken:
         """Release a token of the asked installation.
@@ -524,6 +562,8 @@ class TokenVault:
         if isinstance(verdict.refusal, RefreshPending):
             await self._await_renewal(ask, verdict.event)
             verdict = await self._store.load_recorded(*self._wish(ask))
+        if isinstance(verdict.refusal, TokenElsewhere):
+            return await self._fetch(ask, verdict.event)
         if verdict.refusal is not None:
             raise verdict.refusal
         loaded, data_key = verdict.loaded, verdict.data_key
@@ -572,6 +612,18 @@ class TokenVault:
             await self._store.record([refused])
             raise
 
+    async def _fetch(self, ask: ReadAsk, event: AuditEvent) -> ReleasedToken:
+        """Release a token that is kept elsewhere, now that the read is on record."""
+        if event.installation_id is None:
+            raise AssertionError("a token that is kept elsewhere is one of an installation")
+        try:
+            if self._elsewhere is None:
+                raise NeedsReinstall
+            return await self._elsewhere.read(event.installation_id, ask.newer_than)
+        except ServiceError as error:
+            await self._record_unopened(event, error)
+            raise
+
     def _judge(self, ask: ReadAsk, found: Loaded | None) -> Verdict:
         refusal = _find_refusal(ask, found)
         wrapped = found.wrapped if found and not refusal else None
@@ -585,7 +637,7 @@ class TokenVault:
         event = AuditEvent(
             action=_action_of(refusal),
             origin=ask.origin,
-            outcome=refusal.reason if refusal else "allowed",
+            outcome=_outcome_of(refusal),
             installation_id=found.installation.id if found else None,
             enterprise_id=ask.key.enterprise_id,
             team_id=ask.key.team_id,
@@ -593,7 +645,7 @@ class TokenVault:
             token_ref=found.sealed.ref if found and found.sealed else "",
             generation=_generation_of(ask, found),
             kek_version=wrapped.kek_version if wrapped else "",
-            dek_source=data_key.source if data_key else "",
+            dek_source=_source_of(refusal, data_key),
         )
         return Verdict(event, refusal, found if data_key else None, data_key)
 
@@ -624,7 +676,7 @@ def _find_refusal(ask: ReadAsk, found: Loaded | None) -> ServiceError | None:
         return ReleasesFrozen() if found.stopped is Stop.FROZEN else OnHold()
     sealed = found.sealed
     if sealed is None:
-        return UserTokenNotFound() if ask.user_id else NeedsReinstall()
+        return UserTokenNotFound() if ask.user_id else TokenElsewhere()
     if found.wrapped is None or _is_older(ask, sealed, found):
         # A key that is gone without a purge, or a token, or the whole
         # installation, put back from an older state of the database.
@@ -636,8 +688,19 @@ def _find_refusal(ask: ReadAsk, found: Loaded | None) -> ServiceError | None:
     return RefreshPending() if is_ending or sealed.generation == ask.newer_than else None
 
 
+def _outcome_of(refusal: ServiceError | None) -> str:
+    is_allowed = refusal is None or isinstance(refusal, TokenElsewhere)
+    return "allowed" if is_allowed or refusal is None else refusal.reason
+
+
+def _source_of(refusal: ServiceError | None, data_key: DataKey | None) -> str:
+    if isinstance(refusal, TokenElsewhere):
+        return "elsewhere"
+    return data_key.source if data_key else ""
+
+
 def _action_of(refusal: ServiceError | None) -> str:
-    if refusal is None:
+    if refusal is None or isinstance(refusal, TokenElsewhere):
         return "token.read"
     return "token.awaited" if isinstance(refusal, RefreshPending) else "token.refused"
 

@@ -8,6 +8,7 @@ from interlock.identity.v1 import identity_pb2, identity_pb2_grpc
 from interlock_chassis.client import remote_errors
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_chassis.secret import Secret
+from interlock_token_vault.credential_sources import ConnectionRef
 from interlock_token_vault.domain.install import InstallNotOpen, WorkspaceTaken
 from interlock_token_vault.domain.installation import InstallationId, InstallationKey
 from interlock_token_vault.install_ports import IdentityUnavailable
@@ -24,7 +25,12 @@ class IdentityClaims:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
 
     async def claim(
-        self, grant: Secret[str], installation_id: InstallationId, key: InstallationKey, name: str
+        self,
+        grant: Secret[str],
+        installation_id: InstallationId,
+        key: InstallationKey,
+        name: str,
+        connection: ConnectionRef | None = None,
     ) -> bool:
         """Claim a workspace for the grant's tenant; see Claims."""
         request = identity_pb2.ClaimWorkspaceRequest(
@@ -35,6 +41,8 @@ class IdentityClaims:
             is_enterprise_install=key.is_enterprise_install,
             slack_app_id=key.app_id,
             name=name,
+            nango_provider_config_key=connection.provider_config_key if connection else "",
+            nango_connection_id=connection.connection_id if connection else "",
         )
         try:
             with remote_errors():

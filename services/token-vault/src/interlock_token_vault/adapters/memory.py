@@ -15,6 +15,12 @@ from uuid import UUID
 
 from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.kms_keys import WrappedKey
+from interlock_token_vault.credential_sources import (
+    ConnectionNotFound,
+    ConnectionRef,
+    ConnectSession,
+    Fetched,
+)
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent
 from interlock_token_vault.domain.envelope import CannotOpen, SealedToken, WrappedDek
 from interlock_token_vault.domain.install import (
@@ -48,7 +54,6 @@ from interlock_token_vault.install_ports import (
 from interlock_token_vault.key_lifecycle import (
     DekPlace,
     EnterpriseInstalled,
-    Held,
     HeldDek,
     KekNotFound,
     NotClaimed,
@@ -58,6 +63,7 @@ from interlock_token_vault.key_lifecycle import (
 from interlock_token_vault.uninstalling import OpenUninstall, Tombstone
 from interlock_token_vault.vault import (
     AuditCursor,
+    Held,
     InstallationNotFound,
     Judge,
     KekDisabled,
@@ -585,6 +591,45 @@ class MemoryStore:
             self._forget(installation_id)
             self._append([event])
 
+    # What connections need.
+
+    async def find_connecting(self, tenant_id: TenantId) -> InstallAttempt | None:
+        """Find a tenant's newest open install by Nango; see InstallStore."""
+        with self.faults.around("store.find_connecting"):
+            now = self._clock.now()
+            rows = sorted(self._attempts.values(), key=lambda row: row.started, reverse=True)
+            return next(
+                (
+                    row.attempt
+                    for row in rows
+                    if (row.attempt.tenant_id, row.attempt.source) == (tenant_id, "nango")
+                    and row.ended_at is None
+                    and row.attempt.grant_expires_at > now
+                ),
+                None,
+            )
+
+    async def find_connected(self, key: InstallationKey) -> Held | None:
+        """Find what is sealed for the active installation of a key; see InstallStore."""
+        with self.faults.around("store.find_connected"):
+            found = self._find(key)
+            return await self.find_held(found.installation.id) if found else None
+
+    async def renew_connection(
+        self, before: Installation, sealed: SealedToken, event: AuditEvent
+    ) -> None:
+        """Put a connection one generation up; see ConnectionStore."""
+        with self.faults.around("store.renew_connection"):
+            held = self.installations.get(before.id)
+            if held is None or held.generation != before.generation:
+                raise StaleGeneration
+            self.installations[before.id] = replace(held, generation=sealed.generation)
+            self.tokens[before.id] = tuple(
+                sealed if each.slot is TokenSlot.CONNECTION else each
+                for each in self.tokens[before.id]
+            )
+            self._append([event])
+
     # What uninstalling needs.
 
     async def find_meant(self, key: InstallationKey) -> Sequence[InstallationId]:
@@ -839,6 +884,60 @@ class FakeSlack:
 
 
 @dataclass(slots=True)
+class FakeNango:
+    """Nango, as far as the vault knows it.
+
+    Attributes:
+        connections: What each living connection holds.
+        successors: What a forced renewal makes of a connection.
+        labels: The metadata of each connection.
+        deleted: The connections that were deleted, in order.
+        reconnected: The connections for which a session was opened.
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    connections: dict[ConnectionRef, Fetched] = field(default_factory=dict)
+    successors: dict[ConnectionRef, Fetched] = field(default_factory=dict)
+    labels: dict[ConnectionRef, dict[str, str]] = field(default_factory=dict)
+    deleted: list[ConnectionRef] = field(default_factory=list)
+    reconnected: list[str] = field(default_factory=list)
+
+    async def fetch(self, ref: ConnectionRef, *, is_forced: bool = False) -> Fetched:
+        """Fetch a connection; see CredentialSource."""
+        with self.faults.around("nango.force" if is_forced else "nango.fetch"):
+            if ref not in self.connections:
+                raise ConnectionNotFound
+            if is_forced and ref in self.successors:
+                self.connections[ref] = self.successors.pop(ref)
+            return self.connections[ref]
+
+    async def open_session(
+        self,
+        integration: str,
+        tags: Mapping[str, str],
+        reconnects: str = "",
+    ) -> ConnectSession:
+        """Open a session; see Connections."""
+        with self.faults.around("nango.open_session"):
+            if reconnects and ConnectionRef(integration, reconnects) not in self.connections:
+                raise ConnectionNotFound
+            self.reconnected.append(reconnects)
+            ends = datetime(2030, 1, 1, tzinfo=UTC)
+            return ConnectSession(Secret("session"), f"https://nango.example/{len(tags)}", ends)
+
+    async def label(self, ref: ConnectionRef, metadata: Mapping[str, str]) -> None:
+        """Replace metadata; see Connections."""
+        with self.faults.around("nango.label"):
+            self.labels[ref] = dict(metadata)
+
+    async def delete(self, ref: ConnectionRef) -> None:
+        """Delete a connection; see Connections."""
+        with self.faults.around("nango.delete"):
+            if self.connections.pop(ref, None) is not None:
+                self.deleted.append(ref)
+
+
+@dataclass(slots=True)
 class FakeClaims:
     """Identity, as far as installing knows it.
 
@@ -846,12 +945,14 @@ class FakeClaims:
         tenant_of: Whose grants these are; a grant that is not here has expired.
         claims: Whose each workspace is.
         holders: The installation that each claim stands for.
+        connections: Where each claim's token is kept, if not in the vault.
     """
 
     faults: Faults = field(default_factory=Faults)
     tenant_of: dict[str, TenantId] = field(default_factory=dict)
     claims: dict[tuple[str, str], TenantId] = field(default_factory=dict)
     holders: dict[tuple[str, str], InstallationId] = field(default_factory=dict)
+    connections: dict[tuple[str, str], ConnectionRef | None] = field(default_factory=dict)
 
     async def claim(
         self,
@@ -859,6 +960,7 @@ class FakeClaims:
         installation_id: InstallationId,
         key: InstallationKey,
         name: str,  # noqa: ARG002 - The signature is the port's.
+        connection: ConnectionRef | None = None,
     ) -> bool:
         """Claim a workspace; see Claims."""
         with self.faults.around("claims.claim"):
@@ -870,6 +972,7 @@ class FakeClaims:
             if owner != tenant:
                 raise WorkspaceTaken
             self.holders[place] = installation_id
+            self.connections[place] = connection
             return False
 
     async def move(

@@ -34,7 +34,7 @@ from interlock_token_vault.domain.rotation import (
     jitter_of,
     judge_answer,
 )
-from interlock_token_vault.key_lifecycle import Held, RefreshUnsettled
+from interlock_token_vault.key_lifecycle import RefreshUnsettled
 from interlock_token_vault.rotation_ports import (
     Bell,
     Candidate,
@@ -46,6 +46,7 @@ from interlock_token_vault.rotation_ports import (
     Slot,
     SpoolFull,
 )
+from interlock_token_vault.vault import Held
 
 _PAGE = 100
 

@@ -12,8 +12,8 @@ from interlock_token_vault.adapters.rows import Connection, Pool, query
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.backup import KEY_TABLES, SEALED_TABLES, BackupRow
 from interlock_token_vault.domain.installation import InstallationId
-from interlock_token_vault.key_lifecycle import Held, ScannerMissing
-from interlock_token_vault.vault import InstallationNotFound, Stop
+from interlock_token_vault.key_lifecycle import ScannerMissing
+from interlock_token_vault.vault import Held, InstallationNotFound, Stop
 
 _PAGE = 200
 _ALL = UUID(int=0)

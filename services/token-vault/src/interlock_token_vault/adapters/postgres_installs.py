@@ -13,6 +13,7 @@ from interlock_token_vault.adapters.rows import (
     Row,
     attempt_of,
     dek_of,
+    find_held,
     installation_of,
     query,
     token_of,
@@ -30,6 +31,7 @@ from interlock_token_vault.domain.installation import (
     InstallationId,
     InstallationKey,
     InstallationState,
+    TenantId,
     TokenRef,
 )
 from interlock_token_vault.install_ports import (
@@ -38,7 +40,7 @@ from interlock_token_vault.install_ports import (
     PendingInstall,
     StaleGeneration,
 )
-from interlock_token_vault.vault import Loaded, ReadTarget, Stop
+from interlock_token_vault.vault import Held, Loaded, ReadTarget, Stop
 
 # As long as identity keeps the links of a workspace that was uninstalled.
 _KEEP_ENDED = timedelta(days=30)
@@ -82,6 +84,23 @@ class PostgresInstalls:
         with failing_closed():
             row = await self._pool.fetchrow(query("find_attempt"), grant_id)
         return None if row is None else attempt_of(row)
+
+    async def find_connecting(self, tenant_id: TenantId) -> InstallAttempt | None:
+        """Find a tenant's newest open install by Nango; see InstallStore."""
+        with failing_closed():
+            row = await self._pool.fetchrow(query("find_connecting"), tenant_id)
+        return None if row is None else attempt_of(row)
+
+    async def find_connected(self, key: InstallationKey) -> Held | None:
+        """Find what is sealed for the active installation of a key; see InstallStore."""
+        name = (key.client_id, key.app_id, key.enterprise_id, key.team_id)
+        with failing_closed():
+            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                found = await connection.fetchval(query("find_active_id"), *name)
+                if found is None:
+                    return None
+                await _name(connection, InstallationId(found))
+                return await find_held(connection, "get_active", InstallationId(found))
 
     async def take_exchange(
         self,

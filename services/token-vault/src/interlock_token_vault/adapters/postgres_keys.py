@@ -12,9 +12,8 @@ from interlock_token_vault.adapters.rows import (
     Connection,
     Pool,
     dek_of,
-    installation_of,
+    find_held,
     query,
-    token_of,
 )
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import WrappedDek
@@ -28,14 +27,13 @@ from interlock_token_vault.install_ports import StaleGeneration
 from interlock_token_vault.key_lifecycle import (
     DekPlace,
     EnterpriseInstalled,
-    Held,
     HeldDek,
     RefreshUnsettled,
     RewrapRunning,
     ScannerMissing,
     SlackPlace,
 )
-from interlock_token_vault.vault import InstallationNotFound
+from interlock_token_vault.vault import Held, InstallationNotFound
 
 _BEFORE_ALL = DekId(UUID(int=0))
 
@@ -205,22 +203,3 @@ class PostgresKeys:
 async def _name(connection: Connection, *ids: InstallationId) -> None:
     """Name the only installations that the rest of the transaction can see."""
     await connection.execute(query("name_installations"), list(ids))
-
-
-async def find_held(
-    connection: Connection, by: str, installation_id: InstallationId
-) -> Held | None:
-    """Find what is sealed for an installation that the transaction has named.
-
-    Args:
-        connection: In a transaction.
-        by: The statement that finds the installation.
-        installation_id: Its id.
-    """
-    row = await connection.fetchrow(query(by), installation_id)
-    deks = await connection.fetch(query("get_deks"), installation_id)
-    tokens = await connection.fetch(query("get_tokens"), installation_id)
-    wrapped = dek_of(deks[0]) if len(deks) == 1 else None
-    if row is None or wrapped is None:
-        return None
-    return Held(installation_of(row), tuple(map(token_of, tokens)), wrapped)

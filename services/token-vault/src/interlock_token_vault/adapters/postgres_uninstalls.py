@@ -5,8 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from interlock_token_vault.adapters.journal import Journal, failing_closed
-from interlock_token_vault.adapters.postgres_keys import find_held
-from interlock_token_vault.adapters.rows import Connection, Pool, Row, query
+from interlock_token_vault.adapters.rows import Connection, Pool, Row, find_held, query
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import SealedToken
 from interlock_token_vault.domain.installation import (
@@ -17,9 +16,8 @@ from interlock_token_vault.domain.installation import (
     InstallationState,
 )
 from interlock_token_vault.install_ports import StaleGeneration
-from interlock_token_vault.key_lifecycle import Held
 from interlock_token_vault.uninstalling import OpenUninstall, Tombstone
-from interlock_token_vault.vault import InstallationNotFound, Stop
+from interlock_token_vault.vault import Held, InstallationNotFound, Stop
 
 _WHOLE_VAULT = UUID(int=0)
 

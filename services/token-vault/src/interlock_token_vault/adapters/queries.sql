@@ -581,3 +581,18 @@ WHERE installation_id = $1 AND released_at IS NULL;
 
 -- name: prune_tombstones
 DELETE FROM vault.tombstone WHERE released_at < clock_timestamp() - $1::interval;
+
+-- name: find_connecting
+SELECT * FROM vault.install_attempt
+WHERE tenant_id = $1 AND source = 'nango' AND ended_at IS NULL
+    AND grant_expires_at > clock_timestamp()
+ORDER BY started_at DESC
+LIMIT 1;
+
+-- name: find_active_id
+SELECT installation_id FROM vault.find_active(ARRAY[$1], ARRAY[$2], ARRAY[$3], ARRAY[$4]);
+
+-- name: renew_connection
+UPDATE vault.sealed_token SET generation = $2, dek_id = $3, sealed = $4, ref = $5
+WHERE installation_id = $1 AND kind = 'bot' AND slot = 'connection'
+RETURNING true;

@@ -25,7 +25,7 @@ from interlock_token_vault.domain.installation import (
     TokenRef,
     TokenSlot,
 )
-from interlock_token_vault.vault import Loaded, Stop
+from interlock_token_vault.vault import Held, Loaded, Stop
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -230,3 +230,22 @@ def _values_of(record: ChainedEvent) -> tuple[str | datetime | bytes, ...]:
         record.prev_hash,
         record.hash,
     )
+
+
+async def find_held(
+    connection: Connection, by: str, installation_id: InstallationId
+) -> Held | None:
+    """Find what is sealed for an installation that the transaction has named.
+
+    Args:
+        connection: In a transaction.
+        by: The statement that finds the installation.
+        installation_id: Its id.
+    """
+    row = await connection.fetchrow(query(by), installation_id)
+    deks = await connection.fetch(query("get_deks"), installation_id)
+    tokens = await connection.fetch(query("get_tokens"), installation_id)
+    wrapped = dek_of(deks[0]) if len(deks) == 1 else None
+    if row is None or wrapped is None:
+        return None
+    return Held(installation_of(row), tuple(map(token_of, tokens)), wrapped)

@@ -85,10 +85,13 @@ class TokenKind(Enum):
 
 
 class TokenSlot(Enum):
-    """Which half of a credential."""
+    """Which part of a credential."""
 
     ACCESS = "access"
     REFRESH = "refresh"
+    CONNECTION = "connection"
+    """Not a token, but the name under which somebody else keeps it; `ref` is the token's,
+    as it was when last fetched."""
 
 
 class InstallationState(Enum):

@@ -149,16 +149,24 @@ class StartInstallRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GRANT_FIELD_NUMBER: _builtins.int
+    RENEWS_FIELD_NUMBER: _builtins.int
     grant: _builtins.str
     """An installGrant."""
+    @_builtins.property
+    def renews(self) -> Global___Installation:
+        """With a grant of source `nango`: the installation to be connected again, so
+        that no second connection appears. One of another tenant counts as none.
+        """
+
     def __init__(
         self,
         *,
         grant: _builtins.str = ...,
+        renews: Global___Installation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renews", b"renews"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "renews", b"renews"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,18 +179,32 @@ class StartInstallResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AUTHORIZE_URL_FIELD_NUMBER: _builtins.int
+    CONNECT_SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    CONNECT_LINK_FIELD_NUMBER: _builtins.int
+    CONNECT_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     authorize_url: _builtins.str
     """Slack's consent page with client_id and scopes; the caller appends its
-    own `state` and `redirect_uri`.
+    own `state` and `redirect_uri`. Empty with a grant of source `nango`.
     """
+    connect_session_token: _builtins.str
+    """With a grant of source `nango`: lets a browser into Nango Connect."""
+    connect_link: _builtins.str
+    """The same as a page of Nango's."""
+    @_builtins.property
+    def connect_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the session ends."""
+
     def __init__(
         self,
         *,
         authorize_url: _builtins.str = ...,
+        connect_session_token: _builtins.str = ...,
+        connect_link: _builtins.str = ...,
+        connect_expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_expires_at", b"connect_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorize_url", b"authorize_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorize_url", b"authorize_url", "connect_expires_at", b"connect_expires_at", "connect_link", b"connect_link", "connect_session_token", b"connect_session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -94,7 +94,9 @@ class InstallServiceServicer:
         """Take a connection made with Nango Connect as the credential source.
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
-        when the connection's tenant tag differs from the grant's tenant.
+        when the connection's tenant tag differs from the grant's tenant;
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +105,8 @@ class InstallServiceServicer:
     def ReceiveNangoWebhook(self, request, context):
         """Verify a Nango webhook over its raw bytes and act on it as a hint only.
 
-        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE when it cannot be
+        Errors: UNAUTHENTICATED INVALID_SIGNATURE; FAILED_PRECONDITION
+        NANGO_NOT_CONFIGURED; UNAVAILABLE when it cannot be
         stored, so that Nango sends it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

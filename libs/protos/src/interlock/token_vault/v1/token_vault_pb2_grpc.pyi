@@ -50,12 +50,15 @@ class InstallServiceStub:
     """Take a connection made with Nango Connect as the credential source.
 
     Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
-    when the connection's tenant tag differs from the grant's tenant.
+    when the connection's tenant tag differs from the grant's tenant;
+    FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+    NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
     """
     ReceiveNangoWebhook: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ReceiveNangoWebhookRequest, _token_vault_pb2.ReceiveNangoWebhookResponse]
     """Verify a Nango webhook over its raw bytes and act on it as a hint only.
 
-    Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE when it cannot be
+    Errors: UNAUTHENTICATED INVALID_SIGNATURE; FAILED_PRECONDITION
+    NANGO_NOT_CONFIGURED; UNAVAILABLE when it cannot be
     stored, so that Nango sends it again.
     """
 
@@ -104,7 +107,9 @@ class InstallServiceServicer(metaclass=_abc_1.ABCMeta):
         """Take a connection made with Nango Connect as the credential source.
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
-        when the connection's tenant tag differs from the grant's tenant.
+        when the connection's tenant tag differs from the grant's tenant;
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +120,8 @@ class InstallServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_token_vault_pb2.ReceiveNangoWebhookResponse]:
         """Verify a Nango webhook over its raw bytes and act on it as a hint only.
 
-        Errors: UNAUTHENTICATED INVALID_SIGNATURE; UNAVAILABLE when it cannot be
+        Errors: UNAUTHENTICATED INVALID_SIGNATURE; FAILED_PRECONDITION
+        NANGO_NOT_CONFIGURED; UNAVAILABLE when it cannot be
         stored, so that Nango sends it again.
         """
 

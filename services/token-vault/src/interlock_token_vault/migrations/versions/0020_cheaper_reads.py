@@ -6,7 +6,7 @@ Revision ID: 0020
 from alembic import op
 
 revision = "0020"
-down_revision = "0012"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
