@@ -16,6 +16,8 @@ ELSEWHERE = {
     "services/token-vault/src/interlock_token_vault/config.py": 1,
     # The name of a connection at Nango, which is sealed as a token is.
     "services/token-vault/src/interlock_token_vault/credential_sources.py": 1,
+    # Nango's connect session goes to the browser that asked for it.
+    "services/gateway/src/interlock_gateway/edge/connect_routes.py": 2,
     # Connection strings: validated, joined with a role's password, handed to the driver.
     "libs/chassis/src/interlock_chassis/config.py": 1,
     "libs/chassis/src/interlock_chassis/database.py": 8,

@@ -33,6 +33,7 @@ from interlock_gateway.edge.ports import (
     AgentDefault,
     AuditEvent,
     Channel,
+    ConnectSession,
     Health,
     Installed,
     LinkOffer,
@@ -128,10 +129,13 @@ class FakeIdentity:
             raise refusal(Kind.UNAUTHENTICATED, "NOT_SIGNED_IN")
         return self.people[value]
 
-    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
+    async def issue_install_grant(
+        self, proof: SessionProof, state_sha256: str, *, by_nango: bool = False
+    ) -> Secret[str]:
         """Let administrators install."""
         person = await self._administrator(proof)
-        return Secret(f"install-grant-of-{person.tenant_id}-{state_sha256}")
+        source = "nango" if by_nango else "install"
+        return Secret(f"{source}-grant-of-{person.tenant_id}-{state_sha256}")
 
     async def issue_admin_grant(
         self, proof: SessionProof, workspace_id: str, purpose: AdminPurpose
@@ -236,6 +240,8 @@ class FakeVault:
         default_factory=lambda: Installed("T0ACME", is_reinstall=False, extra_scopes=())
     )
     events: list[AuditEvent] = field(default_factory=list)
+    connecting: list[tuple[str, str]] = field(default_factory=list)
+    webhooks: list[tuple[bytes, dict[str, str]]] = field(default_factory=list)
 
     async def start_install(self, grant: Secret[str]) -> str:
         """Name the consent page."""
@@ -250,6 +256,31 @@ class FakeVault:
         if self.fail:
             raise self.fail
         return self.installed
+
+    async def start_connecting(
+        self, grant: Secret[str], renews: Workspace | None
+    ) -> ConnectSession:
+        """Open a session at Nango."""
+        if self.fail:
+            raise self.fail
+        self.connecting.append((grant.reveal(), renews.slack_team_id if renews else ""))
+        return ConnectSession(Secret("session-1"), Secret("https://nango.example/?t=1"), DAY)
+
+    async def complete_connection(
+        self, grant: Secret[str], provider_config_key: str, connection_id: str
+    ) -> Installed:
+        """Take a connection."""
+        self.completed.append((grant.reveal(), provider_config_key, connection_id))
+        await asyncio.sleep(0)
+        if self.fail:
+            raise self.fail
+        return self.installed
+
+    async def receive_nango_webhook(self, body: bytes, headers: Mapping[str, str]) -> None:
+        """Note a webhook."""
+        if self.fail:
+            raise self.fail
+        self.webhooks.append((body, dict(headers)))
 
     async def list_audit_events(self, grant: Secret[str], page_token: str) -> Page[AuditEvent]:
         """List what was given, on two pages."""
@@ -410,6 +441,9 @@ class Site:
         """Read the counter of Slack's requests."""
         labels = {"kind": kind, "outcome": outcome}
         return self.registry.get_sample_value("interlock_edge_slack_requests_total", labels) or 0
+
+
+BASE_HEADERS = {"Content-Type": "application/json"}
 
 
 def cookies_of(who: str, cookies: dict[str, str]) -> dict[str, str]:

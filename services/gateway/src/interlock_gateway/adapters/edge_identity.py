@@ -69,10 +69,13 @@ class GrpcIdentity:
             session_ref=answer.session_ref,
         )
 
-    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
-        """Sign leave to complete one direct install; see `Identity`."""
+    async def issue_install_grant(
+        self, proof: SessionProof, state_sha256: str, *, by_nango: bool = False
+    ) -> Secret[str]:
+        """Sign leave to complete one install; see `Identity`."""
+        source = pb.INSTALL_SOURCE_NANGO if by_nango else pb.INSTALL_SOURCE_DIRECT
         request = pb.IssueInstallGrantRequest(
-            session=_session(proof), state_sha256=state_sha256, source=pb.INSTALL_SOURCE_DIRECT
+            session=_session(proof), state_sha256=state_sha256, source=source
         )
         with remote_errors():
             answer = await self._sessions.IssueInstallGrant(request, timeout=_SECONDS_WITH_PLATFORM)
@@ -188,6 +191,7 @@ def _workspace(message: pb.Workspace) -> Workspace:
         status=message.status,
         created_at=_instant(message.created_at),
         linked_users=message.linked_users,
+        slack_app_id=message.slack_app_id,
     )
 
 

@@ -1,5 +1,6 @@
 """The token vault over gRPC, as edge may call it. No method of it answers a token."""
 
+from collections.abc import Mapping
 from datetime import UTC
 
 from grpc import aio
@@ -11,11 +12,13 @@ from interlock.token_vault.v1.token_vault_pb2_grpc import (
 )
 from interlock_chassis.client import remote_errors
 from interlock_chassis.secret import Secret
-from interlock_gateway.edge.ports import AuditEvent, Installed, Page
+from interlock_gateway.edge.ports import AuditEvent, ConnectSession, Installed, Page, Workspace
 
 _SECONDS = 5.0
 # The vault caps an install at 30 s: Slack is asked twice in it, and identity once.
 _INSTALL_SECONDS = 30.0
+# Nango waits 20 s, and what is completed by a hint takes as long as an install.
+_WEBHOOK_SECONDS = 18.0
 
 
 class GrpcVault:
@@ -48,12 +51,60 @@ class GrpcVault:
             extra_scopes=tuple(answer.extra_scopes),
         )
 
+    async def start_connecting(
+        self, grant: Secret[str], renews: Workspace | None
+    ) -> ConnectSession:
+        """Open an install by Nango; see `Vault`."""
+        request = pb.StartInstallRequest(grant=grant.reveal(), renews=_renewed(renews))
+        with remote_errors():
+            answer = await self._installs.StartInstall(request, timeout=_SECONDS)
+        return ConnectSession(
+            Secret(answer.connect_session_token),
+            Secret(answer.connect_link),
+            answer.connect_expires_at.ToDatetime(tzinfo=UTC),
+        )
+
+    async def complete_connection(
+        self, grant: Secret[str], provider_config_key: str, connection_id: str
+    ) -> Installed:
+        """Take a connection and activate the installation; see `Vault`."""
+        request = pb.CompleteNangoInstallRequest(
+            grant=grant.reveal(),
+            provider_config_key=provider_config_key,
+            connection_id=connection_id,
+        )
+        with remote_errors():
+            answer = await self._installs.CompleteNangoInstall(request, timeout=_INSTALL_SECONDS)
+        installation = answer.installation
+        return Installed(
+            slack_team_id=installation.team_id or installation.enterprise_id,
+            is_reinstall=answer.is_reinstall,
+            extra_scopes=(),
+        )
+
+    async def receive_nango_webhook(self, body: bytes, headers: Mapping[str, str]) -> None:
+        """Hand a webhook over; see `Vault`."""
+        request = pb.ReceiveNangoWebhookRequest(body=body, headers=headers)
+        with remote_errors():
+            await self._installs.ReceiveNangoWebhook(request, timeout=_WEBHOOK_SECONDS)
+
     async def list_audit_events(self, grant: Secret[str], page_token: str) -> Page[AuditEvent]:
         """List a workspace's audit events; see `Vault`."""
         request = pb.ListAuditEventsRequest(grant=grant.reveal(), page_token=page_token)
         with remote_errors():
             answer = await self._audit.ListAuditEvents(request, timeout=_SECONDS)
         return Page(tuple(_event(each) for each in answer.events), answer.next_page_token)
+
+
+def _renewed(workspace: Workspace | None) -> pb.Installation | None:
+    if workspace is None:
+        return None
+    return pb.Installation(
+        enterprise_id=workspace.slack_enterprise_id,
+        team_id="" if workspace.is_enterprise_install else workspace.slack_team_id,
+        is_enterprise_install=workspace.is_enterprise_install,
+        app_id=workspace.slack_app_id,
+    )
 
 
 def _event(message: pb.AuditEvent) -> AuditEvent:

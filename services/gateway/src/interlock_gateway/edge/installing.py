@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_gateway.edge.ports import (
+    ConnectSession,
     Identity,
     Installed,
     InstallStates,
@@ -48,6 +49,13 @@ class NotYourInstall(ServiceError):
 
     kind = Kind.FORBIDDEN
     reason = "NOT_YOUR_INSTALL"
+
+
+class UnknownWorkspace(ServiceError):
+    """The tenant has no such workspace."""
+
+    kind = Kind.NOT_FOUND
+    reason = "WORKSPACE_NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,89 @@ class Installing:
         if started is None:
             raise InstallStateSpent
         return started
+
+
+class Connecting:
+    """Install by Nango: open a session for the browser, and complete what it connected.
+
+    The state is as in a direct install, and travels in the cookie alone.
+
+    Args:
+        new_secret: Makes 32 random bytes, as base64url.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        vault: Vault,
+        states: InstallStates,
+        new_secret: Callable[[], str],
+    ) -> None:
+        self._identity = identity
+        self._vault = vault
+        self._states = states
+        self._new_secret = new_secret
+
+    async def start(
+        self, proof: SessionProof, person: Person, workspace_id: str
+    ) -> tuple[ConnectSession, str]:
+        """Open an install for the person's tenant.
+
+        Args:
+            proof: The person's session.
+            person: Who it is.
+            workspace_id: The tenant's workspace that is connected again; "" for a new one.
+
+        Returns:
+            The session, and the cookie that completion must bring.
+
+        Raises:
+            UnknownWorkspace: The tenant has no such workspace.
+            RemoteError: As `Vault.start_connecting`, and ROLE_NOT_SUFFICIENT.
+            EdgeDatabaseUnavailable: The state could not be stored.
+        """
+        renews = None
+        if workspace_id:
+            owned = await self._identity.list_workspaces(proof)
+            renews = next((each for each in owned if each.workspace_id == workspace_id), None)
+            if renews is None:
+                raise UnknownWorkspace
+        state, secret = self._new_secret(), self._new_secret()
+        grant = await self._identity.issue_install_grant(proof, _sha256(state), by_nango=True)
+        session = await self._vault.start_connecting(grant, renews)
+        await self._states.put_state(
+            _sha256(state), _sha256(secret), OAuthState(person.session_ref, grant, "")
+        )
+        return session, f"{state}.{secret}"
+
+    async def complete(
+        self, person: Person, cookie: str, provider_config_key: str, connection_id: str
+    ) -> Installed:
+        """Take the state and let the vault take the connection.
+
+        The state is put back where a repeat may help.
+
+        Raises:
+            InstallStateSpent: No live state of this browser.
+            NotYourInstall: The session is not the one that started; the state is spent.
+            RemoteError: As `Vault.complete_connection`.
+        """
+        state, _, secret = cookie.partition(".")
+        require_callback(state=state, browser_secret=secret)
+        started = await self._states.take_state(_sha256(state), _sha256(secret))
+        if started is None:
+            raise InstallStateSpent
+        if started.session_ref != person.session_ref:
+            raise NotYourInstall
+        try:
+            return await self._vault.complete_connection(
+                started.grant, provider_config_key, connection_id
+            )
+        except ServiceError as error:
+            if error.kind in {Kind.UNAVAILABLE, Kind.LOST_RACE}:
+                await self._states.put_state(_sha256(state), _sha256(secret), started)
+            raise
 
 
 def require_callback(*, state: str, browser_secret: str) -> None:

@@ -25,10 +25,11 @@ from interlock_gateway.edge.admission import Admission, Inbox
 from interlock_gateway.edge.api_routes import ApiRoutes
 from interlock_gateway.edge.browser import Browser
 from interlock_gateway.edge.config import EdgeSettings
+from interlock_gateway.edge.connect_routes import ConnectRoutes
 from interlock_gateway.edge.csrf import CsrfTokens
 from interlock_gateway.edge.http import Proxies
 from interlock_gateway.edge.install_routes import InstallRoutes
-from interlock_gateway.edge.installing import Installing
+from interlock_gateway.edge.installing import Connecting, Installing
 from interlock_gateway.edge.link_routes import LinkRoutes
 from interlock_gateway.edge.linking import Linking
 from interlock_gateway.edge.listener import listening
@@ -110,6 +111,12 @@ def build_app(
         home_path=paths.HOME,
         new_secret=lambda: secrets.token_urlsafe(_SECRET_BYTES),
     )
+    connecting = Connecting(
+        identity=identity,
+        vault=vault,
+        states=database,
+        new_secret=lambda: secrets.token_urlsafe(_SECRET_BYTES),
+    )
     linking = Linking(
         identity=identity,
         worker=worker,
@@ -130,6 +137,9 @@ def build_app(
             *SlackRoutes(_admission(settings, database, clock), metrics).routes(),
             *InstallRoutes(
                 browser=browser, pages=pages, installing=installing, metrics=metrics
+            ).routes(),
+            *ConnectRoutes(
+                browser=browser, connecting=connecting, vault=vault, metrics=metrics
             ).routes(),
             *LinkRoutes(
                 browser=browser, pages=pages, linking=linking, slack=slack, metrics=metrics

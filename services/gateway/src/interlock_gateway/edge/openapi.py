@@ -12,6 +12,7 @@ _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "integer"}
 _STATUSES = ["pending", "active", "needs_reinstall", "uninstalled"]
+_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 _INSTANT: Schema = {"type": "string", "format": "date-time"}
 _PLATFORM_ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}$"}
 _NAMES = re.compile(r"\{(\w+)\}")
@@ -59,6 +60,24 @@ def _paths() -> dict[str, Any]:
                 "responses": {"200": _content("The document", {"type": "object"})},
             }
         },
+        paths.INSTALL_REQUESTS: {
+            "post": _post(
+                Action.INSTALL,
+                "Open an install by Nango; the answer's cookie is needed to complete it",
+                _object({"workspaceId": _TEXT}, optional=("workspaceId",)),
+                "ConnectSession",
+                also=("501", "502"),
+            ),
+        },
+        paths.INSTALL_COMPLETE: {
+            "post": _post(
+                Action.INSTALL,
+                "Complete an install with the connection that Nango made",
+                _object({"providerConfigKey": _NAME, "connectionId": _NAME}),
+                "Connected",
+                also=("409", "422", "501", "502"),
+            ),
+        },
         paths.WORKSPACES + ".json": {
             "get": _read(Action.SEE_WORKSPACES, "The tenant's workspaces", "Workspaces"),
         },
@@ -102,12 +121,17 @@ def _paths() -> dict[str, Any]:
 def _schemas() -> dict[str, Schema]:
     return {
         "Error": _object({"error": _TEXT, "requestId": _TEXT}, optional=("requestId",)),
+        "ConnectSession": _object(
+            {"connectSessionToken": _TEXT, "connectLink": _TEXT, "expiresAt": _INSTANT}
+        ),
+        "Connected": _object({"slackTeamId": _TEXT, "isReinstall": _FLAG}),
         "Workspace": _object(
             {
                 "workspaceId": _TEXT,
                 "slackTeamId": _TEXT,
                 "slackEnterpriseId": _TEXT,
                 "isEnterpriseInstall": _FLAG,
+                "slackAppId": _TEXT,
                 "name": _TEXT,
                 "status": {"type": "string", "enum": _STATUSES},
                 "createdAt": _INSTANT,
@@ -171,9 +195,12 @@ _REFUSALS = {
     "401": "Nobody is signed in",
     "403": "The role does not allow it, or another site's page sent it",
     "404": "The tenant has no such thing",
+    "409": "The workspace belongs to another organization",
     "413": "The body is too large",
     "415": "The body is no JSON",
     "422": "Slack refused it",
+    "501": "The operator has not set it up",
+    "502": "Slack or Nango answered with something unusable",
     "503": "A part does not answer; nothing was changed",
 }
 
@@ -212,6 +239,18 @@ def _write(
         "description": _who(action),
         **taken,
         "responses": {"204": {"description": "Done"}} | _refusals(*statuses),
+    }
+
+
+def _post(
+    action: Action, summary: str, body: Schema, schema: str, *, also: tuple[str, ...]
+) -> dict[str, Any]:
+    statuses = ("400", "401", "403", "404", "413", "415", *also, "503")
+    return {
+        "summary": summary,
+        "description": _who(action),
+        "requestBody": {"required": True, **_json(body)},
+        "responses": {"200": _content(summary, _ref(schema))} | _refusals(*statuses),
     }
 
 

@@ -10,6 +10,9 @@ OPENAPI = "/work-apps/slack/openapi.json"
 HOME = "/work-apps/slack/"
 INSTALL = "/work-apps/slack/install"
 INSTALL_CALLBACK = "/work-apps/slack/oauth_redirect"
+INSTALL_REQUESTS = "/work-apps/slack/install/requests"
+INSTALL_COMPLETE = "/work-apps/slack/install/complete"
+NANGO_WEBHOOK = "/work-apps/slack/nango/webhook"
 LINK = "/work-apps/slack/link"
 REDEEM = "/work-apps/slack/link/redeem"
 LINKED = "/work-apps/slack/link/done"
@@ -17,8 +20,11 @@ WORKSPACES = "/work-apps/slack/workspaces"
 STATIC = "/work-apps/slack/static"
 
 
-FOR_SLACK = frozenset({EVENTS, INTERACTIONS, COMMANDS, LINK_CREATE})
-"""Where Slack's programs call, and read nothing but the status."""
+FOR_SLACK = frozenset({EVENTS, INTERACTIONS, COMMANDS, LINK_CREATE, NANGO_WEBHOOK})
+"""Where Slack's and Nango's programs call, and read nothing but the status."""
+
+FOR_PROGRAMS = frozenset({INSTALL_REQUESTS, INSTALL_COMPLETE})
+"""Where a person's programs call and read JSON, besides what ends in `.json`."""
 
 
 def workspace(workspace_id: str) -> str:

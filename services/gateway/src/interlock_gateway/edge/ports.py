@@ -4,6 +4,7 @@ Texts that a person or Slack chose (names, e-mail addresses) are untrusted: they
 are shown escaped and cut, never interpreted.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -92,6 +93,7 @@ class Workspace:
     status: str
     created_at: datetime
     linked_users: int
+    slack_app_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,19 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectSession:
+    """Leave for a browser to connect one workspace at Nango.
+
+    Attributes:
+        link: The same as a page of Nango's.
+    """
+
+    token: Secret[str]
+    link: Secret[str]
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEvent:
     """One fact of the vault's audit log; the fields are the contract's."""
 
@@ -245,8 +260,10 @@ class Identity(Protocol):
         """Say who is signed in; reasons NOT_A_MEMBER, AUTH_SERVER_UNAVAILABLE."""
         ...
 
-    async def issue_install_grant(self, proof: SessionProof, state_sha256: str) -> Secret[str]:
-        """Sign leave to complete one direct install; reason ROLE_NOT_SUFFICIENT."""
+    async def issue_install_grant(
+        self, proof: SessionProof, state_sha256: str, *, by_nango: bool = False
+    ) -> Secret[str]:
+        """Sign leave to complete one install; reason ROLE_NOT_SUFFICIENT."""
         ...
 
     async def issue_admin_grant(
@@ -326,6 +343,36 @@ class Vault(Protocol):
 
         Reasons WORKSPACE_TAKEN, SCOPES_MISSING, OAUTH_CODE_REFUSED, INSTALL_NOT_OPEN,
         SLACK_UNAVAILABLE, SLACK_ANSWER_UNUSABLE.
+        """
+        ...
+
+    async def start_connecting(
+        self, grant: Secret[str], renews: Workspace | None
+    ) -> ConnectSession:
+        """Open an install by Nango.
+
+        Args:
+            grant: Of an install by Nango.
+            renews: The tenant's workspace that is connected again, if one is.
+
+        Reasons NANGO_NOT_CONFIGURED, NANGO_REFUSED, NANGO_UNAVAILABLE.
+        """
+        ...
+
+    async def complete_connection(
+        self, grant: Secret[str], provider_config_key: str, connection_id: str
+    ) -> Installed:
+        """Take a connection and activate the installation.
+
+        Reasons as `complete_install`, and CONNECTION_NOT_FOUND, CONNECTION_NOT_YOURS,
+        CONNECTION_DEAD, INSTALL_IN_PROGRESS, and as `start_connecting`.
+        """
+        ...
+
+    async def receive_nango_webhook(self, body: bytes, headers: Mapping[str, str]) -> None:
+        """Hand a webhook over to be verified.
+
+        Reasons INVALID_SIGNATURE, NANGO_NOT_CONFIGURED; UNAVAILABLE when it is to be sent again.
         """
         ...
 

@@ -198,6 +198,32 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             "Slack does not answer",
             "Nothing is lost. Wait a minute and start again from the dashboard.",
         ),
+        # Installing by Nango.
+        "NANGO_NOT_CONFIGURED": Problem(
+            HTTPStatus.NOT_IMPLEMENTED,
+            "Nango is not set up here",
+            "Your operator has not connected Interlock to Nango. Add the app to Slack directly.",
+        ),
+        "NANGO_REFUSED": Problem(
+            HTTPStatus.BAD_GATEWAY,
+            "Nango did not take our request",
+            "Nothing was installed. Give your operator the request id below.",
+        ),
+        "CONNECTION_NOT_FOUND": Problem(
+            HTTPStatus.NOT_FOUND,
+            "There is no such connection",
+            "Nango knows no connection of this name. Nothing was installed.",
+        ),
+        "CONNECTION_NOT_YOURS": Problem(
+            HTTPStatus.FORBIDDEN,
+            "This connection is not yours",
+            "It was made for another organization, or for another app. Nothing was installed.",
+        ),
+        "CONNECTION_DEAD": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "Slack does not take this connection any more",
+            "Connect the workspace again; nothing was installed.",
+        ),
         # Linking.
         "LINK_CODE_UNUSABLE": Problem(
             HTTPStatus.BAD_REQUEST,

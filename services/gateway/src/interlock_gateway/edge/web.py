@@ -185,7 +185,7 @@ class _Frame:
         self, request: web.Request, problem: Problem, reason: str, request_id: str
     ) -> web.Response:
         """Answer a program with JSON and a person with a page; neither quotes the request."""
-        if request.path.endswith(".json"):
+        if request.path.endswith(".json") or request.path in paths.FOR_PROGRAMS:
             content = {"error": reason}
             # Every failure to authenticate has the same bytes; the id is in a header.
             if problem.status is not HTTPStatus.UNAUTHORIZED:
