@@ -12,6 +12,7 @@ from interlock_cli import (
     doctor_commands,
     identity_commands,
     key_commands,
+    slack_commands,
 )
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ _DATA_DIR = Path(".interlock")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(identity_commands.app, name="identity")
+app.add_typer(slack_commands.app, name="slack")
 app.command()(doctor_commands.doctor)
 app.command()(key_commands.freeze)
 app.command()(key_commands.unfreeze)

@@ -65,6 +65,9 @@ _WORKFLOW_TOKEN = "bot_access_token"  # noqa: S105 - A name.
 
 _V = TypeVar("_V")
 
+SUBSCRIPTIONS = ("app_mention", "app_uninstalled", "message.im", "tokens_revoked")
+"""The events that are taken, as Slack's app settings name them."""
+
 _UNINSTALLING = frozenset({"app_uninstalled", "tokens_revoked"})
 _CLICKS = frozenset({"block_actions", "shortcut", "message_action", "view_submission"})
 # The one subtype of a message that is a person's new words: a file with a comment.
