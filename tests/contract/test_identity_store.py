@@ -15,9 +15,10 @@ from interlock_chassis.errors import ServiceError
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_identity.adapters.memory import ManualClock, MemoryStore
 from interlock_identity.adapters.postgres import PostgresStore
+from interlock_identity.adapters.postgres_audit import PostgresAuditLog
 from interlock_identity.adapters.postgres_upkeep import PostgresUpkeep
 from interlock_identity.domain.agents import Agent, AgentDefault
-from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.audit import AuditEvent, Origin, Sought
 from interlock_identity.domain.linking import (
     CodeHash,
     LinkCodeId,
@@ -88,6 +89,7 @@ class Stage:
         advance: Lets time pass.
         plant: Writes a link.
         audited: Reads the names of all records, oldest first.
+        audit: The record itself.
     """
 
     store: Store
@@ -95,6 +97,7 @@ class Stage:
     advance: Callable[[timedelta], Awaitable[None]]
     plant: Callable[[UserMapping], Awaitable[None]]
     audited: Callable[[], Awaitable[list[str]]]
+    audit: MemoryStore | PostgresAuditLog
 
 
 def _session(person: Person, tenant: Tenant) -> Session:
@@ -119,7 +122,9 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     owner = await asyncpg.connect(urls.owner.reveal())
     try:
         async with open_engine(urls.roles["interlock_identity"], application="test") as engine:
-            stage = _postgres_stage(PostgresStore(engine), PostgresUpkeep(engine), owner)
+            stage = _postgres_stage(
+                PostgresStore(engine), PostgresUpkeep(engine), PostgresAuditLog(engine), owner
+            )
             await _introduce(stage.store)
             yield stage
     finally:
@@ -139,7 +144,7 @@ def _memory_stage() -> Stage:
     async def audited() -> list[str]:
         return [each.event for each in store.audit]
 
-    return Stage(store, store, advance, plant, audited)
+    return Stage(store, store, advance, plant, audited, store)
 
 
 # Links take the order in which they are made.
@@ -155,7 +160,10 @@ AGES = {
 
 
 def _postgres_stage(
-    store: PostgresStore, upkeep: PostgresUpkeep, owner: "asyncpg.Connection[asyncpg.Record]"
+    store: PostgresStore,
+    upkeep: PostgresUpkeep,
+    audit: PostgresAuditLog,
+    owner: "asyncpg.Connection[asyncpg.Record]",
 ) -> Stage:
     async def advance(by: timedelta) -> None:
         """Make everything older."""
@@ -181,7 +189,7 @@ def _postgres_stage(
             mapping.linked_at,
         )
 
-    return Stage(store, upkeep, advance, plant, audited)
+    return Stage(store, upkeep, advance, plant, audited, audit)
 
 
 async def _introduce(store: Store) -> None:
@@ -1055,3 +1063,42 @@ async def test_a_turn_that_failed_is_taken_again(stage: Stage) -> None:
             raise LinkCodeSpent
     async with stage.upkeep.take("sweep", HOUR) as is_ours:
         assert is_ours
+
+
+# The record.
+
+
+async def test_the_record_is_read_as_it_was_written(stage: Stage) -> None:
+    """Every field comes back, newest first, in pages; each question narrows it."""
+    by_ben = replace(ORIGIN, grant_jti="grant_1", actor_id="user_ben")
+    full = AuditEvent(
+        "token.issued",
+        by_ben,
+        **{name: f"a {name}" for name in TEXTS},
+        outcome="REFUSED",
+        count=3,
+    )
+    others = [replace(EVENT, tenant_id="contoso"), replace(EVENT, user_id="user_mia")]
+    await stage.audit.record([full, *others])
+    await stage.audit.record([replace(full, tenant_id="contoso")])
+
+    async def found(limit: int = 9, before: int | None = None, **sought: str) -> list[AuditEvent]:
+        listed = await stage.audit.list_events(Sought(**sought), before=before, limit=limit)
+        return [each.event for each in listed]
+
+    everything = [replace(full, tenant_id="contoso"), *others[::-1], full]
+    assert await found() == everything
+    assert await found(limit=2) == everything[:2]
+    second = (await stage.audit.list_events(Sought(), before=None, limit=2))[-1].number
+    assert await found(before=second) == everything[2:]
+    assert await found(tenant_id="contoso") == [everything[0], others[0]]
+    assert await found(user_id="user_mia") == [others[1]]
+    assert await found(user_id="user_ben") == [everything[0], full]
+    assert await found(event="tested", tenant_id="contoso") == [others[0]]
+    assert await found(event="TESTED") == []
+
+
+TEXTS = (
+    "tenant_id", "workspace_id", "slack_enterprise_id", "slack_team_id", "slack_user_id",
+    "user_id", "token_jti", "purpose", "project_id", "agent_id", "channel_id",
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """`interlock identity`, against a running identity."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -55,6 +56,17 @@ async def test_an_operator_forgets_an_organization(house: House) -> None:
     done = await _interlock(house, "forget-organization", "northwind", "--yes")
     assert (done.exit_code, _last(done)) == (0, "northwind is forgotten; 1 link was removed.")
     assert await house.count("work_app_slack_workspaces") == 0
+
+
+async def test_an_operator_reads_the_record(house: House) -> None:
+    """One JSON object a line, newest first, as many as asked for, and nothing else of it."""
+    done = await _interlock(house, "audit", "--limit", "2", "--organization", "northwind")
+    assert done.exit_code == 0
+    lines = [json.loads(line) for line in done.output.splitlines() if '"number"' in line]
+    assert [line["event"] for line in lines] == ["user.linked", "workspace.claimed"]
+    assert lines[0]["user_id"] == "user_mia"
+    nothing = await _interlock(house, "audit", "--event", "user.unlinked")
+    assert '"number"' not in nothing.output
 
 
 async def test_nothing_is_forgotten_unasked(house: House) -> None:

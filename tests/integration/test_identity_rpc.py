@@ -756,6 +756,39 @@ async def test_links_tokens_and_refusals_are_on_record(house: House) -> None:
         assert secret not in written
 
 
+async def test_an_operator_reads_the_record(house: House) -> None:
+    """In pages, narrowed to a tenant, an account or an event; nobody else reads it."""
+    await house.claim()
+    await _outcome(house.redeem("user_olga", await house.code()))
+    await house.redeem("user_mia", await house.code())
+
+    async def listed(**sought: Any) -> pb.ListAuditEventsResponse:
+        request = pb.ListAuditEventsRequest(**sought)
+        return await house.audit().ListAuditEvents(request, timeout=TIMEOUT_S)
+
+    everything = (await listed()).events
+    assert [each.number for each in everything] == sorted(
+        (each.number for each in everything), reverse=True
+    )
+    newest = everything[0]
+    assert (newest.event, newest.outcome, newest.user_id) == ("user.linked", "ok", "user_mia")
+    assert (newest.caller, newest.actor_id) == ("gateway-edge", "user_mia")
+    assert abs(newest.at.ToDatetime(tzinfo=UTC) - datetime.now(UTC)) < timedelta(minutes=1)
+    first = await listed(page_size=1)
+    assert list(first.events) == [newest]
+    second = await listed(page_size=200, page_token=first.next_page_token)
+    assert [newest, *second.events] == list(everything)
+    assert second.next_page_token == ""
+    [refused] = (await listed(event="call.refused")).events
+    assert (refused.outcome, refused.actor_id) == ("NOT_YOUR_TENANT", "user_olga")
+    assert not (await listed(tenant_id="nobody")).events
+    for token in ("x", "-1", "9" * 19, "\u0661"):
+        assert await _outcome(listed(page_token=token)) == "INVALID_PAGE_TOKEN"
+    for caller in ("gateway-edge", "gateway-worker", "token-vault"):
+        call = house.audit(caller).ListAuditEvents(pb.ListAuditEventsRequest(), timeout=TIMEOUT_S)
+        assert await _outcome(call) == "CALLER_NOT_ALLOWED"
+
+
 async def test_the_service_cannot_change_the_record(house: House) -> None:
     """Its role adds rows, without choosing their time, and takes away old ones at most."""
     await house.claim()

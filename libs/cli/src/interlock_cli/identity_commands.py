@@ -1,13 +1,14 @@
-"""`interlock identity`: forget people and organizations before the sweep does."""
+"""`interlock identity`: forget people and organizations, and read what was done and refused."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 import typer
+from google.protobuf.json_format import MessageToJson
 from grpc import aio
 
 from interlock.identity.v1 import identity_pb2 as pb
-from interlock.identity.v1.identity_pb2_grpc import OffboardingServiceStub
+from interlock.identity.v1.identity_pb2_grpc import AuditServiceStub, OffboardingServiceStub
 from interlock_cli.operator_client import (
     DEFAULT_DATA_DIR,
     DataDir,
@@ -17,11 +18,13 @@ from interlock_cli.operator_client import (
     require_yes,
 )
 
-app = typer.Typer(help="Forget who left.", no_args_is_help=True)
+app = typer.Typer(help="Forget who left; read identity's record.", no_args_is_help=True)
 
 _SERVICE = "identity"
 # Identity's own cap.
 _CALL_S = 5
+_LIST_S = 30
+_MOST_OF_A_PAGE = 200
 
 Address = Annotated[
     str,
@@ -75,6 +78,46 @@ def forget_organization(
         lambda identity: identity.ForgetOrganization(request, timeout=_CALL_S),
     )
     typer.echo(f"{organization} is forgotten; {_links(answer.mappings_removed)}.")
+
+
+@app.command("audit")
+def audit(
+    *,
+    organization: Annotated[str, typer.Option(help="Only of this organization.")] = "",
+    user: Annotated[
+        str, typer.Option(help="Only what this account did, or what happened to it.")
+    ] = "",
+    event: Annotated[
+        str, typer.Option(help="Only this, such as user.linked, token.issued, call.refused.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 100,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = "",
+    tls_dir: TlsDir = None,
+) -> None:
+    """Print the record of links, tokens, grants and refusals as NDJSON, newest first.
+
+    It holds ids only: no names, no addresses, no tokens.
+    """
+
+    async def work(channel: aio.Channel) -> None:
+        record, left, token = AuditServiceStub(channel), limit, ""
+        while left:
+            request = pb.ListAuditEventsRequest(
+                tenant_id=organization,
+                user_id=user,
+                event=event,
+                page_size=min(left, _MOST_OF_A_PAGE),
+                page_token=token,
+            )
+            page = await record.ListAuditEvents(request, timeout=_LIST_S)
+            for each in page.events:
+                typer.echo(MessageToJson(each, preserving_proto_field_name=True, indent=None))
+            left, token = left - len(page.events), page.next_page_token
+            if not token:
+                return
+
+    call_vault(VaultPlace.find(data_dir, address, tls_dir, service=_SERVICE), work)
 
 
 def _call(place: VaultPlace, ask: Callable[[OffboardingServiceStub], Awaitable[_T]]) -> _T:

@@ -23,6 +23,7 @@ from yarl import URL
 
 from interlock.identity.v1 import identity_pb2 as pb
 from interlock.identity.v1.identity_pb2_grpc import (
+    AuditServiceStub,
     LinkServiceStub,
     OffboardingServiceStub,
     SessionServiceStub,
@@ -231,6 +232,10 @@ class House:
     def subjects(self, caller: str = "gateway-worker") -> SubjectServiceStub:
         """Call `SubjectService` as a peer."""
         return SubjectServiceStub(self.channels[caller])
+
+    def audit(self, caller: str = "operator") -> AuditServiceStub:
+        """Call `AuditService` as a peer."""
+        return AuditServiceStub(self.channels[caller])
 
     def offboarding(self, caller: str = "operator") -> OffboardingServiceStub:
         """Call `OffboardingService` as a peer."""

@@ -169,6 +169,7 @@ class _Parts:
             issuing=self._issuing(),
             offboarding=self.offboarding,
             trail=self.trail,
+            record=self._audit,
             grant_public_keys=self._keys.public_grants,
             clock=self._clock,
         )

@@ -14,7 +14,7 @@ import structlog
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
-from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
 from interlock_identity.domain.people import Session
 from interlock_identity.workspaces import DatabaseUnavailable
 from interlock_tokens.grants import AdminGrant, InstallGrant, SlackGrant
@@ -43,6 +43,20 @@ class AuditLog(Protocol):
 
         Raises:
             DatabaseUnavailable: They are not known to be committed.
+        """
+        ...
+
+
+class AuditRecord(Protocol):
+    """What was recorded."""
+
+    async def list_events(
+        self, sought: Sought, *, before: int | None, limit: int
+    ) -> list[RecordedEvent]:
+        """List facts, newest first, with numbers below `before`, or from the newest on.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
         """
         ...
 

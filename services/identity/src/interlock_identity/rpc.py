@@ -1,4 +1,4 @@
-"""Identity's five gRPC services: proto in, proto out.
+"""Identity's six gRPC services: proto in, proto out.
 
 Whoever a call is about comes from what it proves: the auth server's cookie, or
 a grant that is verified here. Use cases see only what was proved.
@@ -24,9 +24,9 @@ from interlock_chassis.clock import Clock
 from interlock_chassis.errors import InvalidArgument
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import Refused, RpcServer, current_call
-from interlock_identity.auditing import Attempt, AuditTrail
+from interlock_identity.auditing import Attempt, AuditRecord, AuditTrail
 from interlock_identity.domain.agents import Agent, AgentDefault, AgentSource
-from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
 from interlock_identity.domain.linking import (
     MappingCursor,
     MappingId,
@@ -73,6 +73,10 @@ else:
 # the event itself is young enough is another question, with an answer of its own.
 _RENEWABLE_AFTER_EXPIRY = timedelta(days=7)
 
+_DEFAULT_EVENTS = 50
+# Of a record's number; 2**63 has one more.
+_MAX_DIGITS = 18
+
 _EDGE = frozenset({"gateway-edge"})
 _WORKER = frozenset({"gateway-worker"})
 _VAULT = frozenset({"token-vault"})
@@ -83,6 +87,7 @@ _LINK_SERVICE = "interlock.identity.v1.LinkService"
 _WORKSPACE_SERVICE = "interlock.identity.v1.WorkspaceService"
 _SUBJECT_SERVICE = "interlock.identity.v1.SubjectService"
 _OFFBOARDING_SERVICE = "interlock.identity.v1.OffboardingService"
+_AUDIT_SERVICE = "interlock.identity.v1.AuditService"
 
 CALLERS: CallerTable = {
     f"/{_SESSION_SERVICE}/AuthenticateSession": _EDGE,
@@ -105,6 +110,7 @@ CALLERS: CallerTable = {
     f"/{_SUBJECT_SERVICE}/RenewGrant": _WORKER,
     f"/{_OFFBOARDING_SERVICE}/ForgetUser": _OPERATOR,
     f"/{_OFFBOARDING_SERVICE}/ForgetOrganization": _OPERATOR,
+    f"/{_AUDIT_SERVICE}/ListAuditEvents": _OPERATOR,
 }
 """Who may call what; the grants and cookies come on top."""
 
@@ -112,6 +118,8 @@ CAPS = {
     # The auth server is asked three things, and then the agents platform.
     f"/{_WORKSPACE_SERVICE}/SetAgentDefault": timedelta(seconds=10),
     f"/{_SESSION_SERVICE}/IssueInstallGrant": timedelta(seconds=10),
+    # A rare fact may lie far back.
+    f"/{_AUDIT_SERVICE}/ListAuditEvents": timedelta(seconds=30),
 }
 """How long an RPC may take, where that is not the 5 s of all others."""
 
@@ -470,6 +478,28 @@ class OffboardingRpc(services.OffboardingServiceServicer):
         return pb.ForgetOrganizationResponse(mappings_removed=removed)
 
 
+class AuditRpc(services.AuditServiceServicer):
+    """Serve `AuditService`; its contract is in the proto."""
+
+    def __init__(self, record: AuditRecord) -> None:
+        self._record = record
+
+    async def ListAuditEvents(
+        self, request: pb.ListAuditEventsRequest, context: _Context
+    ) -> pb.ListAuditEventsResponse:
+        """List the record, newest first."""
+        sought = Sought(request.tenant_id, request.user_id, request.event)
+        size = request.page_size or _DEFAULT_EVENTS
+        found = await self._record.list_events(
+            sought, before=_number(request.page_token), limit=size + 1
+        )
+        is_more = len(found) > size
+        return pb.ListAuditEventsResponse(
+            events=[_show_event(each) for each in found[:size]],
+            next_page_token=str(found[size - 1].number) if is_more else "",
+        )
+
+
 def record_refusals(trail: AuditTrail) -> Callable[[Refused], Awaitable[None]]:
     """Return what records the callers that the server refuses before any RPC runs."""
 
@@ -489,6 +519,7 @@ def add_services(
     issuing: Issuing,
     offboarding: Offboarding,
     trail: AuditTrail,
+    record: AuditRecord,
     grant_public_keys: Keyset,
     clock: Clock,
 ) -> None:
@@ -513,6 +544,7 @@ def add_services(
         OffboardingRpc(offboarding),
         _OFFBOARDING_SERVICE,
     )
+    server.add(services.add_AuditServiceServicer_to_server, AuditRpc(record), _AUDIT_SERVICE)
 
 
 def _origin() -> Origin:
@@ -585,6 +617,41 @@ def _show_mapping(mapping: UserMapping) -> pb.UserMapping:
         linked_at=_timestamp(mapping.linked_at),
         last_used_at=_timestamp(mapping.last_used_at) if mapping.last_used_at else None,
     )
+
+
+def _show_event(recorded: RecordedEvent) -> pb.AuditEvent:
+    event, origin = recorded.event, recorded.event.origin
+    return pb.AuditEvent(
+        number=recorded.number,
+        at=_timestamp(recorded.at),
+        event=event.event,
+        outcome=event.outcome,
+        count=event.count,
+        caller=origin.caller,
+        rpc=origin.rpc,
+        request_id=origin.request_id,
+        grant_id=origin.grant_jti,
+        actor_id=origin.actor_id,
+        tenant_id=event.tenant_id,
+        workspace_id=event.workspace_id,
+        slack_enterprise_id=event.slack_enterprise_id,
+        slack_team_id=event.slack_team_id,
+        slack_user_id=event.slack_user_id,
+        user_id=event.user_id,
+        token_id=event.token_jti,
+        purpose=event.purpose,
+        project_id=event.project_id,
+        agent_id=event.agent_id,
+        channel_id=event.channel_id,
+    )
+
+
+def _number(page_token: str) -> int | None:
+    if not page_token:
+        return None
+    if not (page_token.isascii() and page_token.isdigit() and len(page_token) <= _MAX_DIGITS):
+        raise InvalidPageToken
+    return int(page_token)
 
 
 def _cursor(page_token: str) -> MappingCursor | None:

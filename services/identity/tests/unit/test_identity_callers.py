@@ -5,7 +5,7 @@ from interlock_identity.rpc import CALLERS
 
 _SERVICES = [
     f"interlock.identity.v1.{name}Service"
-    for name in ("Session", "Link", "Workspace", "Subject", "Offboarding")
+    for name in ("Session", "Link", "Workspace", "Subject", "Offboarding", "Audit")
 ]
 _WORKERS = {
     "CreateLinkCode",
@@ -16,7 +16,7 @@ _WORKERS = {
     "RenewGrant",
 }
 _VAULTS = {"ClaimWorkspace", "ReleaseWorkspace"}
-_OPERATORS = {"ForgetUser", "ForgetOrganization"}
+_OPERATORS = {"ForgetUser", "ForgetOrganization", "ListAuditEvents"}
 
 
 def test_every_rpc_has_a_row() -> None:

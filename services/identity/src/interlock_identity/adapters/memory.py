@@ -15,7 +15,7 @@ from uuid import UUID
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import ServiceError
 from interlock_identity.domain.agents import Agent, AgentDefault
-from interlock_identity.domain.audit import AuditEvent, Origin
+from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
 from interlock_identity.domain.linking import (
     CodeHash,
     LinkCode,
@@ -135,6 +135,20 @@ class MemoryStore:
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Keep records."""
         self.audit += events
+
+    async def list_events(
+        self, sought: Sought, *, before: int | None, limit: int
+    ) -> list[RecordedEvent]:
+        """List records, newest first."""
+        recorded = [
+            RecordedEvent(number, self._clock.now(), each)
+            for number, each in enumerate(self.audit, 1)
+            if (before is None or number < before)
+            and sought.tenant_id in {"", each.tenant_id}
+            and sought.user_id in {"", each.user_id, each.origin.actor_id}
+            and sought.event in {"", each.event}
+        ]
+        return recorded[::-1][:limit]
 
     # Workspaces.
 

@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from interlock_chassis.database import database_errors
-from interlock_identity.domain.audit import AuditEvent
+from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
 from interlock_identity.workspaces import DatabaseUnavailable
 
 _COLUMNS = (
@@ -24,10 +24,21 @@ RECORD = f"""
 """Adds the record of `values_of`; a FROM clause may follow, so that it depends on something."""
 
 _RECORD = text(RECORD)
+# Backwards along the primary key: what is sought is recent as a rule.
+_LIST = text("""
+    SELECT * FROM identity.audit_events
+    WHERE id < :before
+        AND (:tenant_id = '' OR tenant_id = :tenant_id)
+        AND (:user_id = '' OR user_id = :user_id OR actor_id = :user_id)
+        AND (:event = '' OR event = :event)
+    ORDER BY id DESC LIMIT :limit
+""")
+_ORIGIN = ("caller", "rpc", "request_id", "grant_jti", "actor_id")
+_ABOVE_ALL = 2**63 - 1
 
 
 class PostgresAuditLog:
-    """The `AuditLog` port; the role can add rows and read them, nothing else."""
+    """The `AuditLog` and `AuditRecord` ports; the role can add rows and read them, no more."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -36,6 +47,21 @@ class PostgresAuditLog:
         """Commit records, all or none."""
         async with transaction(self._engine) as connection:
             await record(connection, *events)
+
+    async def list_events(
+        self, sought: Sought, *, before: int | None, limit: int
+    ) -> list[RecordedEvent]:
+        """List facts, newest first; see the port."""
+        values = {**asdict(sought), "before": before or _ABOVE_ALL, "limit": limit}
+        async with alone(self._engine) as connection:
+            rows = (await connection.execute(_LIST, values)).mappings().all()
+        return [_recorded(row) for row in rows]
+
+
+def _recorded(row: RowMapping) -> RecordedEvent:
+    origin = Origin(**{name: row[name] for name in _ORIGIN})
+    facts = {name: row[name] for name in _COLUMNS if name not in _ORIGIN}
+    return RecordedEvent(row["id"], row["at"], AuditEvent(origin=origin, **facts))
 
 
 async def record(connection: AsyncConnection, *events: AuditEvent) -> None:

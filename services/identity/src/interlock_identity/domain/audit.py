@@ -4,6 +4,7 @@ Ids only: no names, no addresses, no tokens. "" stands for absent.
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from interlock_identity.domain.linking import SlackUser
 from interlock_identity.domain.people import Account, TenantId
@@ -80,3 +81,30 @@ class AuditEvent:
             slack_team_id=slack_user.team_id,
             slack_user_id=slack_user.user_id,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """A fact as it stands in the record.
+
+    Attributes:
+        number: Later facts have larger ones, with gaps.
+        at: By the database's clock.
+    """
+
+    number: int
+    at: datetime
+    event: AuditEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Which facts are asked for; "" asks for any.
+
+    Attributes:
+        user_id: Whoever did it, or whom it happened to.
+    """
+
+    tenant_id: str = ""
+    user_id: str = ""
+    event: str = ""

@@ -1465,3 +1465,173 @@ class ForgetOrganizationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetOrganizationResponse: _TypeAlias = ForgetOrganizationResponse  # noqa: Y015
+
+@_typing.final
+class AuditEvent(_message.Message):
+    """One fact of the record. Empty means absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    RPC_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    SLACK_ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    SLACK_TEAM_ID_FIELD_NUMBER: _builtins.int
+    SLACK_USER_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The record's number; later facts have larger ones, with gaps."""
+    event: _builtins.str
+    """What happened, past tense, such as `user.linked` or `call.refused`."""
+    outcome: _builtins.str
+    """`ok`, or the reason of a refusal."""
+    count: _builtins.int
+    """How many like refusals it stands for."""
+    caller: _builtins.str
+    """The mTLS name of whoever asked; `identity` for its own work."""
+    rpc: _builtins.str
+    """The RPC, or the task."""
+    request_id: _builtins.str
+    """Ties the hops of one request together."""
+    grant_id: _builtins.str
+    """`jti` of the grant that was shown."""
+    actor_id: _builtins.str
+    """The account whose session was shown."""
+    tenant_id: _builtins.str
+    """The tenant."""
+    workspace_id: _builtins.str
+    """Identity's id of the workspace."""
+    slack_enterprise_id: _builtins.str
+    """Slack `E…`."""
+    slack_team_id: _builtins.str
+    """Slack `T…`."""
+    slack_user_id: _builtins.str
+    """Slack `U…` or `W…`."""
+    user_id: _builtins.str
+    """The account it happened to."""
+    token_id: _builtins.str
+    """`jti` of the token or grant that was signed."""
+    purpose: _builtins.str
+    """What a grant is for, or why a link ended."""
+    project_id: _builtins.str
+    """The project that a token opens beyond the account's own, or of a default."""
+    agent_id: _builtins.str
+    """The agent to be run, or of a default."""
+    channel_id: _builtins.str
+    """The channel that a default or an access is for."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When, by identity's database clock."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        event: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        count: _builtins.int = ...,
+        caller: _builtins.str = ...,
+        rpc: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        grant_id: _builtins.str = ...,
+        actor_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        slack_enterprise_id: _builtins.str = ...,
+        slack_team_id: _builtins.str = ...,
+        slack_user_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        token_id: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        channel_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "agent_id", b"agent_id", "at", b"at", "caller", b"caller", "channel_id", b"channel_id", "count", b"count", "event", b"event", "grant_id", b"grant_id", "number", b"number", "outcome", b"outcome", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "rpc", b"rpc", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id", "slack_user_id", b"slack_user_id", "tenant_id", b"tenant_id", "token_id", b"token_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
+
+@_typing.final
+class ListAuditEventsRequest(_message.Message):
+    """Request of AuditService.ListAuditEvents. What is empty is not asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Only of this tenant."""
+    user_id: _builtins.str
+    """Only what this account did, or what happened to it."""
+    event: _builtins.str
+    """Only this event, such as `call.refused`."""
+    page_size: _builtins.int
+    """How many, 1 to 200; 0 means 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; opaque."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        event: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEventsRequest: _TypeAlias = ListAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditEventsResponse(_message.Message):
+    """Response of AuditService.ListAuditEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+        """The events, newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015

@@ -407,3 +407,33 @@ class OffboardingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Remove every trace of an organization."""
 
 def add_OffboardingServiceServicer_to_server(servicer: OffboardingServiceServicer, server: _aio.Server) -> None: ...
+
+class AuditServiceStub:
+    """What was done and refused: links, tokens, grants, claims, defaults. Called by
+    operators.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAuditEventsRequest, _identity_pb2.ListAuditEventsResponse]
+    """List the record, newest first. Ids only; no names, addresses or tokens.
+
+    Errors: INVALID_ARGUMENT INVALID_PAGE_TOKEN.
+    """
+
+class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What was done and refused: links, tokens, grants, claims, defaults. Called by
+    operators.
+    """
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _identity_pb2.ListAuditEventsRequest,
+        context: _aio.ServicerContext[_identity_pb2.ListAuditEventsRequest, _abc.Awaitable[_identity_pb2.ListAuditEventsResponse]],
+    ) -> _abc.Awaitable[_identity_pb2.ListAuditEventsResponse]:
+        """List the record, newest first. Ids only; no names, addresses or tokens.
+
+        Errors: INVALID_ARGUMENT INVALID_PAGE_TOKEN.
+        """
+
+def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _aio.Server) -> None: ...
