@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
@@ -36,6 +37,7 @@ from tests.support.edge_site import (
     KEYS,
     LINK,
     LINKED,
+    MEMBER,
     OTHER_CODE,
     PUBLIC,
     REDEEM,
@@ -903,6 +905,34 @@ async def test_guessing_links_is_slowed_down(site: Site) -> None:
     answers = [await site.post(REDEEM, fields, "ann", link=cookie) for _ in range(11)]
     assert [each.status for each in answers] == [410] * 10 + [429]
     assert answers[-1].headers["Retry-After"] == "60"
+
+
+async def test_an_address_is_slowed_down_whoever_sits_there(site: Site) -> None:
+    """LK-12: thirty redeems a minute from one address, over all sessions; looking stays free."""
+    for number in range(4):
+        person = replace(MEMBER, user_id=f"u_{number}", session_ref=f"session-{number}")
+        site.identity.people[f"guest-{number}"] = person
+    statuses = []
+    for number in range(31):
+        who = f"guest-{number // 10}"
+        site.identity.offers[CODE] = link_offer()
+        fields, cookie = await link_form(site, who=who)
+        del site.identity.offers[CODE]
+        answer = await site.post(REDEEM, fields, who, link=cookie)
+        statuses.append(answer.status)
+    assert statuses == [410] * 30 + [429]
+    assert answer.headers["Retry-After"] == "60"
+
+
+async def test_looking_at_links_is_slowed_down_apart(site: Site) -> None:
+    """The 31st look within a minute is refused, with a time to wait; redeeming is not."""
+    site.identity.offers[CODE] = link_offer()
+    fields, cookie = await link_form(site)
+    answers = [await site.get(LINK, "ann", link=CODE) for _ in range(30)]
+    assert [each.status for each in answers] == [200] * 29 + [429]
+    assert answers[-1].headers["Retry-After"] == "60"
+    assert (await site.get(LINK, "ada", link=CODE)).status == 200
+    assert (await site.post(REDEEM, fields, "ann", link=cookie)).status == 303
 
 
 async def test_replicas_count_together(cluster: ScratchDatabases) -> None:
