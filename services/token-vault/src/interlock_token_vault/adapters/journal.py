@@ -24,6 +24,7 @@ from interlock_token_vault.adapters.rows import (
     columns_of,
     loaded_of,
     query,
+    shared,
 )
 from interlock_token_vault.domain.audit import AuditChain, AuditEvent, ChainedEvent, Origin
 from interlock_token_vault.domain.audit_log import ChainHead
@@ -88,12 +89,13 @@ async def load(
     """
     rows = await connection.fetch(
         query("load_tokens"),
-        [target.key.client_id for target in targets],
-        [target.key.app_id for target in targets],
-        [target.key.enterprise_id for target in targets],
+        shared([target.key.client_id for target in targets]),
+        shared([target.key.app_id for target in targets]),
+        shared([target.key.enterprise_id for target in targets]),
+        # As long as there are targets.
         [target.key.team_id for target in targets],
-        [target.user_id for target in targets],
-        list(is_new),
+        shared([target.user_id for target in targets]),
+        shared(is_new),
     )
     at: datetime = rows[0]["read_at"]
     found = {

@@ -37,16 +37,15 @@ SELECT $1, $2 + r.ordinal, coalesce(r.action, $3[1]), coalesce(r.actor, $4[1]),
     coalesce(r.dek_source, $15[1]), coalesce(r.request_id, $16[1]),
     coalesce(r.trace_id, $17[1]), coalesce(r.subject, $18[1]),
     coalesce(r.generation, $19[1])::bigint, coalesce(r.count, $20[1])::bigint,
-    coalesce(r.at, $21[1]), r.prev_hash, r.hash
+    coalesce(r.at, $21[1]), coalesce($23[r.ordinal::integer - 1], $22), r.hash
 FROM unnest(
     $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
-    $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::bytea[],
-    $23::bytea[]
+    $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $23::bytea[]
 ) WITH ORDINALITY AS r (
     action, actor, rpc, purpose, grant_id, installation_id, enterprise_id, team_id, token_kind,
     outcome, token_ref, kek_version, dek_source, request_id, trace_id, subject, generation, count,
-    at, prev_hash, hash, ordinal
+    at, hash, ordinal
 );
 
 -- name: read_clock

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.Connection
     Pool = asyncpg.Pool
+
+
+_V = TypeVar("_V")
 
 
 class Row(Protocol):
@@ -210,14 +213,13 @@ def columns_of(records: Sequence[ChainedEvent]) -> tuple[Any, ...]:
         records: Of one chain, without gaps; not empty.
     """
     first = records[0]
-    *columns, prev_hashes, hashes = zip(*map(_values_of, records), strict=True)
-    return (
-        first.chain_id,
-        first.seq - 1,
-        *(column[:1] if column.count(column[0]) == len(column) else column for column in columns),
-        prev_hashes,
-        hashes,
-    )
+    *columns, hashes = zip(*map(_values_of, records), strict=True)
+    return (first.chain_id, first.seq - 1, *map(shared, columns), first.prev_hash, hashes)
+
+
+def shared(column: Sequence[_V]) -> Sequence[_V]:
+    """Shorten a column to its value when all its rows have the same."""
+    return column[:1] if column.count(column[0]) == len(column) else column
 
 
 def _values_of(record: ChainedEvent) -> tuple[str | datetime | bytes, ...]:
@@ -227,7 +229,6 @@ def _values_of(record: ChainedEvent) -> tuple[str | datetime | bytes, ...]:
         str(event.generation),
         str(event.count),
         record.at,
-        record.prev_hash,
         record.hash,
     )
 

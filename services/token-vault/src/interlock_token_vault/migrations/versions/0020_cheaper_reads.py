@@ -12,7 +12,8 @@ depends_on = None
 
 # One look-up by index for each wish. A planner that joins takes the tables
 # whole while they are small, and plans anew for every batch; so the plans are
-# kept, whatever their parameters. What is frozen is read once for all.
+# kept, whatever their parameters. What is frozen is read once for all. An array
+# of one value, beside a longer one, is that value for every wish.
 _LOOK_UPS = """
 CREATE OR REPLACE FUNCTION vault.find_active(
     p_client_ids text[], p_app_ids text[], p_enterprise_ids text[], p_team_ids text[]
@@ -23,8 +24,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
         WITH ORDINALITY AS w (client_id, app_id, enterprise_id, team_id, ordinal)
     CROSS JOIN LATERAL (
         SELECT i.installation_id FROM vault.installation i
-        WHERE i.client_id = w.client_id AND i.app_id = w.app_id
-            AND i.enterprise_id = w.enterprise_id AND i.team_id = w.team_id
+        WHERE i.client_id = coalesce(w.client_id, p_client_ids[1])
+            AND i.app_id = coalesce(w.app_id, p_app_ids[1])
+            AND i.enterprise_id = coalesce(w.enterprise_id, p_enterprise_ids[1])
+            AND i.team_id = coalesce(w.team_id, p_team_ids[1])
             AND i.state = 'active'
         LIMIT 1
     ) i
@@ -60,7 +63,9 @@ BEGIN
         i.bot_scopes, i.installed_at,
         t.kind, t.user_id, t.generation, t.dek_id, t.sealed, t.ref, t.expires_at,
         d.kek_version, d.wrapped,
-        CASE WHEN p_is_new[f.ordinal] THEN vault.audited_generation(i.installation_id) END,
+        CASE WHEN coalesce(p_is_new[f.ordinal], p_is_new[1])
+            THEN vault.audited_generation(i.installation_id)
+        END,
         (
             SELECT min(z.kind) FROM stops z
             WHERE z.installation_id = f.installation_id
@@ -73,8 +78,10 @@ BEGIN
     LEFT JOIN LATERAL (
         SELECT * FROM vault.sealed_token t
         WHERE t.installation_id = f.installation_id
-            AND t.kind = CASE WHEN p_user_ids[f.ordinal] = '' THEN 'bot' ELSE 'user' END
-            AND t.slot = 'access' AND t.user_id = p_user_ids[f.ordinal]
+            AND t.kind = CASE
+                WHEN coalesce(p_user_ids[f.ordinal], p_user_ids[1]) = '' THEN 'bot' ELSE 'user'
+            END
+            AND t.slot = 'access' AND t.user_id = coalesce(p_user_ids[f.ordinal], p_user_ids[1])
         LIMIT 1
     ) t ON true
     LEFT JOIN LATERAL (
