@@ -234,6 +234,10 @@ def save_vs_sdk_store() -> Mapping[str, float]:
                 request = _save_request(teams[number % len(teams)])
                 return await store.SaveInstallation(request, timeout=_SECONDS)
 
+            # As slack_sdk's store has every team, before anything is measured.
+            for first in range(0, len(teams), 32):
+                await asyncio.gather(*(save(number) for number in range(first, first + 32)))
+
             async def save_in_sdk(number: int) -> object:
                 return await sides.sdk.async_save(sdk_installation(teams[number % len(teams)]))
 

@@ -472,6 +472,24 @@ async def test_what_an_app_deleted_stays_gone_after_a_restore(stage: Stage) -> N
     assert await stage.house.admin.fetchval("SELECT count(*) FROM vault.wrapped_dek") == 0
 
 
+async def test_saves_of_many_places_share_a_transaction(stage: Stage) -> None:
+    """Each place gets its own token, and the records of the log form one sound chain."""
+    teams = [f"T{number:03d}" for number in range(40)]
+    saves = [_bot(team_id=team, bot_token=f"xoxb-{team}") for team in teams]
+    # The first time makes the places; the second one finds them.
+    for _ in range(2):
+        await asyncio.gather(*(stage.store.async_save_bot(bot) for bot in saves))
+    assert [await stage.bot_token(team_id=team) for team in teams] == [
+        f"xoxb-{team}" for team in teams
+    ]
+    rows = await stage.house.admin.fetch(
+        "SELECT xmin::text AS transaction, count(*) FROM vault.audit_event"
+        " WHERE action = 'app.saved' GROUP BY xmin"
+    )
+    assert sum(row["count"] for row in rows) == 80
+    assert max(row["count"] for row in rows) > 1
+
+
 async def test_concurrent_saves_of_a_new_place_agree(stage: Stage) -> None:
     """Users who install at once share one place and one key, and none is lost."""
     users = [f"U1{number}" for number in range(8)]

@@ -5,7 +5,7 @@ defects: exact places, a history by the time of installation, the newest bot
 laid over what a user installed. Refresh tokens go in and never come out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
@@ -88,14 +88,39 @@ class Found:
     installation: StoredRecord | None
 
 
+@dataclass(frozen=True, slots=True)
+class SaveFacts:
+    """What a save has to go by.
+
+    Attributes:
+        record_ids: For each record the one of the same kind, user and time; None for none.
+        with_refresh: The access tokens with which a refresh token is stored.
+    """
+
+    place: StoredPlace
+    record_ids: Sequence[RecordId | None]
+    with_refresh: Collection[tuple[SecretName, TokenRef]]
+
+
 class AppStore(Protocol):
     """The vault's database, as the installations of other apps need it.
 
     All raise DatabaseUnavailable. A transaction sees one place only.
     """
 
-    async def find_place(self, place: AppPlace) -> StoredPlace | None:
-        """Find a place."""
+    async def look_up_save(
+        self,
+        place: AppPlace,
+        records: Sequence[AppRecord],
+        alone: Collection[tuple[SecretName, TokenRef]],
+    ) -> SaveFacts | None:
+        """Find what a save goes by, or None where the place is not known.
+
+        Args:
+            place: The only one that the transaction can see.
+            records: What is to be saved; their secrets are not looked at.
+            alone: The access tokens that come without a refresh token.
+        """
         ...
 
     async def add_place(self, place: AppPlace, stored: StoredPlace) -> None:
@@ -115,12 +140,6 @@ class AppStore(Protocol):
             user_id: Whose installation; empty for the newest of anybody's.
             judge: Pure and quick; called inside the transaction.
         """
-        ...
-
-    async def find_record_id(
-        self, installation_id: InstallationId, record: AppRecord
-    ) -> RecordId | None:
-        """Find the record of the same kind, user and time."""
         ...
 
     async def find_by_ref(
@@ -240,8 +259,12 @@ class AppInstallations:
         await self._store.delete(place, kind, user_id, event)
 
     async def _save(self, place: AppPlace, records: Sequence[AppRecord], origin: Origin) -> None:
-        stored = await self._ensure_place(place)
-        sealed = [await self._seal(place, stored, record) for record in records]
+        facts = await self._look_up(place, records)
+        stored = facts.place
+        sealed = [
+            await self._seal(place, facts, record, record_id or RecordId(self._new_id()))
+            for record, record_id in zip(records, facts.record_ids, strict=True)
+        ]
         event = AuditEvent(
             "app.saved",
             origin,
@@ -257,25 +280,30 @@ class AppInstallations:
         ]
         await self._store.save(stored.installation_id, sealed, events or [event])
 
-    async def _ensure_place(self, place: AppPlace) -> StoredPlace:
-        stored = await self._store.find_place(place)
-        if stored is None:
+    async def _look_up(self, place: AppPlace, records: Sequence[AppRecord]) -> SaveFacts:
+        alone = {
+            (access, self._keys.ref(record.secrets[access]))
+            for record in records
+            for access in _alone(record)
+        }
+        facts = await self._store.look_up_save(place, records, alone)
+        if facts is None:
             installation_id = InstallationId(self._new_id())
             wrapped, _ = await self._keys.make(self._key_context(place, installation_id))
             await self._store.add_place(place, StoredPlace(installation_id, wrapped))
-            stored = await self._store.find_place(place)
-        if stored is None:
+            facts = await self._store.look_up_save(place, records, alone)
+        if facts is None:
             raise StaleGeneration
-        return stored
+        return facts
 
-    async def _seal(self, place: AppPlace, stored: StoredPlace, record: AppRecord) -> StoredRecord:
-        found = await self._store.find_record_id(stored.installation_id, record)
-        record_id = found or RecordId(self._new_id())
-        secrets = dict(record.secrets)
-        for access, refresh in REFRESH_OF.items():
-            if access in secrets and refresh not in secrets:
+    async def _seal(
+        self, place: AppPlace, facts: SaveFacts, record: AppRecord, record_id: RecordId
+    ) -> StoredRecord:
+        stored, secrets = facts.place, dict(record.secrets)
+        for access in _alone(record):
+            if (access, self._keys.ref(secrets[access])) in facts.with_refresh:
                 kept = await self._find_refresh(place, stored, access, secrets[access])
-                secrets |= {refresh: kept} if kept else {}
+                secrets |= {REFRESH_OF[access]: kept} if kept else {}
         draft = StoredRecord(record_id, replace(record, secrets={}), {})
         wrapped = _wrapped_of(stored)
         data_key = self._keys.take(wrapped, self._key_context(place, stored.installation_id))
@@ -394,6 +422,14 @@ def secret_context(
         name=name,
         dek_id=dek_id,
     )
+
+
+def _alone(record: AppRecord) -> list[SecretName]:
+    """List the access tokens of a record that come without their refresh token."""
+    secrets = record.secrets
+    return [
+        each for each, refresh in REFRESH_OF.items() if each in secrets and refresh not in secrets
+    ]
 
 
 def _wrapped_of(stored: StoredPlace) -> WrappedDek:

@@ -40,6 +40,8 @@ from interlock_token_vault.vault import (
 
 # 512 reads are one statement of some 100 kB and a commit of 10 ms.
 _MAX_BATCH = 512
+# 64 saves of two secrets each are some 50 kB.
+_MAX_SHARES = 64
 # A reader's deadline is 5 s and the KMS may take 2 s of it.
 _READ_BUDGET = timedelta(seconds=2)
 _WRITE_BUDGET = timedelta(seconds=5)
@@ -58,7 +60,13 @@ _FAILURES = (
 )
 
 _T = TypeVar("_T")
+_I = TypeVar("_I")
 Work = Callable[[Connection], Awaitable[tuple[_T, Sequence[AuditEvent]]]]
+SharedWork = Callable[
+    [Connection, Sequence[_I]],
+    Awaitable[tuple[datetime, Sequence[Sequence[AuditEvent] | ServiceError]]],
+]
+"""Does for many what they ask; returns the time, and for each its records or its refusal."""
 
 
 @contextmanager
@@ -124,6 +132,16 @@ class _Job(Generic[_T]):
 
 
 @dataclass(slots=True)
+class _Share(Generic[_I]):
+    """What shares a transaction with others of its kind, but with none of the same key."""
+
+    work: SharedWork[_I]
+    key: UUID
+    item: _I
+    settled: "asyncio.Future[None]"
+
+
+@dataclass(slots=True)
 class _Heads:
     """The newest generation of each installation, as the audit log has it."""
 
@@ -173,6 +191,7 @@ class Journal:
         self._used = 0.0
         self._entries: deque[_Entry] = deque()
         self._jobs: deque[_Job[Any]] = deque()
+        self._shares: deque[_Share[Any]] = deque()
         self._bell: asyncio.Future[None] | None = None
         self._is_closed = False
 
@@ -212,6 +231,27 @@ class Journal:
         self._ring()
         return await job.settled
 
+    async def commit_shared(self, work: SharedWork[_I], key: UUID, item: _I) -> None:
+        """Have work done for an item, in one transaction with others who want the same work.
+
+        The work may raise no generation.
+
+        Args:
+            work: Must not fail for one item alone; it refuses that one.
+            key: What the item is about; items of one transaction have different
+                ones, and come in their order, so that two processes lock alike.
+            item: What the work gets, beside the others' items.
+
+        Raises:
+            ServiceError: The work refused the item.
+            DatabaseUnavailable: It is not known to be committed.
+        """
+        self._require_open()
+        share: _Share[_I] = _Share(work, key, item, _future())
+        self._shares.append(share)
+        self._ring()
+        await share.settled
+
     def heads(self) -> list[ChainHead]:
         """Give the known end of every chain of this process that has records."""
         return [*self._left, *self._head()]
@@ -224,9 +264,11 @@ class Journal:
     async def run(self) -> None:
         """Write, until `close`."""
         try:
-            while self._entries or self._jobs or await self._is_rung():
+            while self._has_work() or await self._is_rung():
                 if self._entries:
                     await self._commit_entries()
+                if self._shares:
+                    await self._commit_shares()
                 # One at a time, so that readers do not wait for a row of them.
                 if self._jobs:
                     await self._commit_job(self._jobs.popleft())
@@ -252,7 +294,10 @@ class Journal:
             self._bell = _future()
             await self._bell
             self._bell = None
-        return bool(self._entries or self._jobs)
+        return self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(self._entries or self._shares or self._jobs)
 
     def _take_entries(self) -> list[_Entry]:
         """Take as many as fit; whoever went away is released nothing and recorded nothing."""
@@ -297,6 +342,41 @@ class Journal:
         # It may have raised a generation, so the log is asked again.
         self._heads.known.clear()
         _answer(job.settled, result)
+
+    def _take_shares(self) -> list[_Share[Any]]:
+        """Take what goes with the first one; the rest keeps its order."""
+        taken: dict[UUID, _Share[Any]] = {}
+        left: deque[_Share[Any]] = deque()
+        for share in self._shares:
+            first = next(iter(taken.values()), share)
+            if share.settled.done():
+                continue
+            if len(taken) < _MAX_SHARES and share.work == first.work and share.key not in taken:
+                taken[share.key] = share
+            else:
+                left.append(share)
+        self._shares = left
+        return [taken[key] for key in sorted(taken)]
+
+    async def _commit_shares(self) -> None:
+        shares: list[_Share[Any]] = []
+        try:
+            async with self._transaction(_WRITE_BUDGET) as (connection, append):
+                shares = self._take_shares()
+                if not shares:
+                    return
+                at, outcomes = await shares[0].work(connection, [each.item for each in shares])
+                written = [each for each in outcomes if not isinstance(each, ServiceError)]
+                await append([event for events in written for event in events], at)
+        except Exception as error:  # noqa: BLE001 - As above.
+            for share in shares or self._take_shares():
+                _refuse(share.settled, _own_copy(error))
+            return
+        for share, outcome in zip(shares, outcomes, strict=True):
+            if isinstance(outcome, ServiceError):
+                _refuse(share.settled, outcome)
+            else:
+                _answer(share.settled, None)
 
     async def _load(
         self, connection: Connection, wishes: Sequence[Wish | AuditEvent]

@@ -1,22 +1,23 @@
 """The vault's database, as the installations of other apps need it."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from uuid import UUID
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-import asyncpg
-
+from interlock_chassis.errors import ServiceError
 from interlock_token_vault.adapters.journal import Journal, failing_closed
 from interlock_token_vault.adapters.rows import Connection, Pool, Row, dek_of, query
 from interlock_token_vault.app_installations import (
     Found,
+    SaveFacts,
     SealedSecret,
     StoredPlace,
     StoredRecord,
 )
 from interlock_token_vault.app_keys import KeptPlace
 from interlock_token_vault.domain.app_record import (
+    REFRESH_OF,
     AppPlace,
     AppRecord,
     RecordId,
@@ -35,6 +36,20 @@ from interlock_token_vault.install_ports import StaleGeneration
 from interlock_token_vault.vault import InstallationNotFound, Stop
 
 
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """What one caller saves.
+
+    Attributes:
+        dek_id: Of the key that all of it is sealed under; None where nothing is.
+    """
+
+    installation_id: InstallationId
+    dek_id: DekId | None
+    records: Sequence[StoredRecord]
+    events: Sequence[AuditEvent]
+
+
 class PostgresApps:
     """An AppStore and an AppKeyStore on Postgres.
 
@@ -47,11 +62,34 @@ class PostgresApps:
         self._pool = pool
         self._journal = journal
 
-    async def find_place(self, place: AppPlace) -> StoredPlace | None:
-        """Find a place; see AppStore."""
+    async def look_up_save(
+        self,
+        place: AppPlace,
+        records: Sequence[AppRecord],
+        alone: Collection[tuple[SecretName, TokenRef]],
+    ) -> SaveFacts | None:
+        """Find what a save goes by; see AppStore."""
+        asked = list(alone)
         with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
-                return await _find_place(connection, place)
+            row = await self._pool.fetchrow(
+                query("look_up_app_save"),
+                place.client_id,
+                place.enterprise_id,
+                place.team_id,
+                [record.kind.value for record in records],
+                [record.user_id for record in records],
+                [record.installed_at for record in records],
+                [access.value for access, _ in asked],
+                [REFRESH_OF[access].value for access, _ in asked],
+                [ref for _, ref in asked],
+            )
+        if row is None:
+            return None
+        return SaveFacts(
+            StoredPlace(InstallationId(row["installation_id"]), dek_of(row)),
+            [None if found is None else RecordId(found) for found in row["record_ids"]],
+            {each for each, has in zip(asked, row["has_refresh"], strict=True) if has},
+        )
 
     async def add_place(self, place: AppPlace, stored: StoredPlace) -> None:
         """Add a place with its key; see AppStore."""
@@ -101,22 +139,6 @@ class PostgresApps:
 
         return await self._journal.commit(work)
 
-    async def find_record_id(
-        self, installation_id: InstallationId, record: AppRecord
-    ) -> RecordId | None:
-        """Find a record by kind, user and time; see AppStore."""
-        with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
-                await connection.execute(query("name_installations"), [installation_id])
-                found: UUID | None = await connection.fetchval(
-                    query("find_app_record_id"),
-                    installation_id,
-                    record.kind.value,
-                    record.user_id,
-                    record.installed_at,
-                )
-        return None if found is None else RecordId(found)
-
     async def find_by_ref(
         self, installation_id: InstallationId, name: SecretName, ref: TokenRef
     ) -> StoredRecord | None:
@@ -136,22 +158,10 @@ class PostgresApps:
         events: Sequence[AuditEvent],
     ) -> None:
         """Write records; see AppStore."""
-
-        async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
-            await connection.execute(query("name_installations"), [installation_id])
-            row = await connection.fetchrow(query("lock_app_dek"), installation_id)
-            deks = {secret.dek_id for each in records for secret in each.secrets.values()}
-            if row is None or not deks <= {row["dek_id"]}:
-                raise StaleGeneration
-            try:
-                for each in records:
-                    await _write(connection, installation_id, each)
-            except asyncpg.UniqueViolationError:
-                # Another save made the record of this user and time meanwhile.
-                raise StaleGeneration from None
-            return None, events
-
-        await self._journal.commit(work)
+        deks = {secret.dek_id for each in records for secret in each.secrets.values()}
+        # A record without secrets is bound to no key, but the place must be there.
+        save = _Save(installation_id, deks.pop() if deks else None, records, events)
+        await self._journal.commit_shared(_write_all, installation_id, save)
 
     async def delete(
         self, place: AppPlace, kind: RecordKind, user_id: str, event: AuditEvent
@@ -290,27 +300,34 @@ async def _record_of(connection: Connection, row: Row | None) -> StoredRecord | 
     )
 
 
-async def _write(
-    connection: Connection, installation_id: InstallationId, stored: StoredRecord
-) -> None:
-    record = stored.record
-    await connection.execute(
-        query("save_app_record"),
-        stored.id,
-        installation_id,
-        record.kind.value,
-        record.user_id,
-        record.installed_at,
-        json.dumps(record.details),
+async def _write_all(
+    connection: Connection, saves: Sequence[_Save]
+) -> tuple[datetime, list[Sequence[AuditEvent] | ServiceError]]:
+    """Write saves of distinct places; a stale one writes nothing, and spoils no other."""
+    records = [(number, each) for number, save in enumerate(saves, 1) for each in save.records]
+    secrets = [
+        (number, name, secret)
+        for number, (_, each) in enumerate(records, 1)
+        for name, secret in each.secrets.items()
+    ]
+    row = await connection.fetchrow(
+        query("save_app_records"),
+        [save.installation_id for save in saves],
+        [save.dek_id for save in saves],
+        [number for number, _ in records],
+        [each.id for _, each in records],
+        [each.record.kind.value for _, each in records],
+        [each.record.user_id for _, each in records],
+        [each.record.installed_at for _, each in records],
+        [json.dumps(each.record.details) for _, each in records],
+        [number for number, _, _ in secrets],
+        [name.value for _, name, _ in secrets],
+        [secret.sealed for _, _, secret in secrets],
+        [secret.ref for _, _, secret in secrets],
     )
-    await connection.execute(query("delete_app_secrets"), stored.id)
-    for name, secret in stored.secrets.items():
-        await connection.execute(
-            query("insert_app_secret"),
-            stored.id,
-            installation_id,
-            name.value,
-            secret.dek_id,
-            secret.sealed,
-            secret.ref,
-        )
+    if row is None:
+        raise AssertionError("save_app_records returns one row")
+    return row["at"], [
+        save.events if is_saved else StaleGeneration()
+        for save, is_saved in zip(saves, row["is_saved"], strict=True)
+    ]

@@ -316,9 +316,11 @@ WHERE installation_id = $1 AND kind = 'installation' AND ($2 = '' OR user_id = $
 ORDER BY installed_at DESC, saved_at DESC
 LIMIT 1;
 
--- name: find_app_record_id
-SELECT record_id FROM vault.app_record
-WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND installed_at = $4;
+-- name: look_up_app_save
+SELECT * FROM vault.look_up_app_save($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: save_app_records
+SELECT * FROM vault.save_app_records($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
 
 -- name: find_app_record_by_ref
 SELECT r.* FROM vault.app_secret s
@@ -329,18 +331,6 @@ LIMIT 1;
 
 -- name: get_app_secrets
 SELECT * FROM vault.app_secret WHERE record_id = $1;
-
--- name: save_app_record
-INSERT INTO vault.app_record (record_id, installation_id, kind, user_id, installed_at, details)
-VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (record_id) DO UPDATE SET details = $6, saved_at = clock_timestamp();
-
--- name: delete_app_secrets
-DELETE FROM vault.app_secret WHERE record_id = $1;
-
--- name: insert_app_secret
-INSERT INTO vault.app_secret (record_id, installation_id, name, dek_id, sealed, ref)
-VALUES ($1, $2, $3, $4, $5, $6);
 
 -- name: delete_app_records
 DELETE FROM vault.app_record

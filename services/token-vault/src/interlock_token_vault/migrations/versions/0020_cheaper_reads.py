@@ -12,8 +12,9 @@ depends_on = None
 
 # One look-up by index for each wish. A planner that joins takes the tables
 # whole while they are small, and plans anew for every batch; so the plans are
-# kept, whatever their parameters. What is frozen is read once for all. An array
-# of one value, beside a longer one, is that value for every wish.
+# kept, whatever their parameters, and are those of large tables. What is frozen
+# is read once for all. An array of one value, beside a longer one, is that value
+# for every wish.
 _LOOK_UPS = """
 CREATE OR REPLACE FUNCTION vault.find_active(
     p_client_ids text[], p_app_ids text[], p_enterprise_ids text[], p_team_ids text[]
@@ -44,7 +45,7 @@ CREATE OR REPLACE FUNCTION vault.load_tokens(
     ref text, expires_at timestamptz,
     kek_version text, wrapped bytea, audited_generation bigint, stopped text
 )
-LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_ordinals bigint[];
