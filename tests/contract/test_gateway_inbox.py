@@ -125,7 +125,7 @@ async def postgres_store(cluster: ScratchDatabases) -> AsyncIterator[Store]:
 
         async def put(put: Put) -> str:
             stored: str = await edge.fetchval(
-                "SELECT gateway.inbox_put($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                "SELECT gateway.inbox_put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 put.event_key,
                 put.second_key,
                 put.kind,
@@ -135,6 +135,8 @@ async def postgres_store(cluster: ScratchDatabases) -> AsyncIterator[Store]:
                 put.body,
                 put.grant.reveal(),
                 put.event_at,
+                put.trace_parent,
+                put.request_id,
             )
             return stored
 
@@ -233,6 +235,23 @@ async def test_delivery_carries_what_was_put(store: Store) -> None:
     assert (delivery.kind, delivery.attempt, delivery.cause) == ("command", 1, "slack")
     assert delivery.resume_grant is None
     assert not delivery.is_last
+
+
+async def test_trace_and_request_id_come_along(store: Store) -> None:
+    """Also with a question that waited; one that was put without them has none."""
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await store.add("Ev0", lane="T1:C1:0")
+    bare = await store.take(await store.claim_one())
+    assert (bare.trace_parent, bare.request_id) == ("", "")
+    await store.add("Ev1", trace_parent=parent, request_id="request-1")
+    claim = await store.claim_one()
+    delivery = await store.take(claim)
+    assert (delivery.trace_parent, delivery.request_id) == (parent, "request-1")
+    await store.waiting.await_link(delivery, "T1", "U1")
+    await store.next(claim, delivery)
+    assert await store.waiting.resume_linked("Ev1", None)
+    again = await store.take(await store.claim_one())
+    assert (again.cause, again.trace_parent, again.request_id) == ("linked", parent, "request-1")
 
 
 async def test_event_that_arrives_while_the_lane_empties_is_not_stranded(store: Store) -> None:

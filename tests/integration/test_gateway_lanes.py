@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from interlock_chassis.clock import SystemClock
-from interlock_chassis.database import DatabaseUrls, migrate, open_pool
+from interlock_chassis.database import DatabaseUrls, create_database, migrate, open_pool
+from interlock_chassis.secret import Secret
 from interlock_cli.embedded_postgres import EmbeddedPostgres, find_binaries
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_gateway.adapters.worker_postgres import (
@@ -137,6 +139,29 @@ async def workers(
 
 
 # Order and crashes.
+
+
+async def test_edges_and_events_of_before_the_traces_go_on(cluster: ScratchDatabases) -> None:
+    """What the first version stored is handed out, and its call still stores; both ways."""
+    passwords = {role: Secret(uuid4().hex) for role in (DATABASE.owner, *DATABASE.roles)}
+    name = f"{DATABASE.name}_{uuid4().hex}"
+    urls = await create_database(cluster.admin_url, DATABASE, passwords, database=name)
+    old = "SELECT gateway.inbox_put($1, '', 'event', $2, 'T1', false, '{}'::bytea, 'grant', now())"
+    await asyncio.to_thread(migrate, urls.owner, DATABASE, "0001")
+    async with open_pool(urls.roles[EDGE_ROLE], application="test") as edge:
+        assert await edge.fetchval(old, "Ev1", "T1:C1:1") == "stored"
+        await asyncio.to_thread(migrate, urls.owner, DATABASE)
+        assert await edge.fetchval(old, "Ev2", "T1:C1:1") == "stored"
+        assert await edge.fetchval(old, "Ev1", "T1:C1:1") == "duplicate"
+    async with open_pool(urls.roles[WORKER_ROLE], application="test") as worker:
+        inbox = PostgresInbox(worker, Policy())
+        (claim,) = await inbox.claim("w", 8, 8)
+        first = await inbox.step(claim, None, keep=True)
+        assert first is not None
+        second = await inbox.step(claim, Settlement(first.event_id, Done()), keep=True)
+        assert second is not None
+        found = [(each.event_key, each.trace_parent, each.request_id) for each in (first, second)]
+        assert found == [("Ev1", "", ""), ("Ev2", "", "")]
 
 
 async def test_two_workers_keep_every_thread_in_order(database: Database) -> None:

@@ -19,6 +19,10 @@ import aiohttp
 import asyncpg
 import pytest
 from google.protobuf.descriptor_pool import Default
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 from yarl import URL
 
 from interlock.gateway.v1 import gateway_pb2 as gateway
@@ -29,6 +33,7 @@ from interlock.runner.v1 import runner_pb2 as runner
 from interlock.runner.v1 import runner_pb2_grpc as runner_services
 from interlock.token_vault.v1 import token_vault_pb2 as vault
 from interlock.token_vault.v1 import token_vault_pb2_grpc as vault_services
+from interlock_chassis import telemetry
 from interlock_chassis.client import open_channel, remote_errors
 from interlock_chassis.config import Environment
 from interlock_chassis.database import open_pool
@@ -47,6 +52,8 @@ from interlock_tokens.families import Family
 from interlock_tokens.grants import AdminPurpose, Workspace
 from interlock_tokens.keysets import Keyset, generate_ed25519_key
 from interlock_tokens.signing import sign_admin_grant, sign_slack_grant
+from tests.support.edge_site import EVENTS, event_body
+from tests.support.edge_site import serving as edge_serving
 
 TEAM, CHANNEL, MIA, BOT = "T0NORTHWIND", "C0NOGENERAL", "U0MIA", "U0BOTNO"
 WORKSPACE = Workspace("", TEAM, is_enterprise_install=False, app_id="A0INTERLOCK")
@@ -71,10 +78,12 @@ class Peers:
     bot_token: str = ""
     is_linked: bool = True
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    request_ids: set[str] = field(default_factory=set)
     fail_next: dict[str, ServiceError] = field(default_factory=dict)
 
     def _note(self, request: Any) -> None:
         method = current_call().method.rpartition("/")[2]
+        self.request_ids.add(current_call().request_id)
         self.asked.append((current_call().caller, method, request))
         if error := self.fail_next.pop(method, None):
             raise error
@@ -194,6 +203,8 @@ class World:
     settings: WorkerSettings
     peers: Peers
     edge: asyncpg.Pool
+    edge_url: Secret[str]
+    keys: Secret[str]
     signing: Keyset
     slack: str
     http: aiohttp.ClientSession
@@ -345,7 +356,9 @@ async def world(cluster: ScratchDatabases, tmp_path: Path) -> AsyncIterator[Worl
             drain_seconds=5,
         )
         task = asyncio.create_task(serve(settings, stop))
-        yield World(ca, tmp_path, settings, peers, edge, signing, slack, http)
+        keys = Secret(json.dumps({"keys": [key]}))
+        edge_url = urls.roles[EDGE_ROLE]
+        yield World(ca, tmp_path, settings, peers, edge, edge_url, keys, signing, slack, http)
         stop.set()
         await task
 
@@ -409,6 +422,66 @@ async def test_runner_that_is_away_is_asked_again(world: World) -> None:
     await world.wait_for_message(lambda each: each["text"] == "Hello Mia.")
     first, second = world.peers.calls_of("Run")
     assert first.message_id == second.message_id
+
+
+async def test_one_trace_runs_from_edge_to_slack(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request id that edge answers with names every call and every line that follows."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "tracer", lambda: provider.get_tracer("test"))
+    changes = {"grant_keys_file": world.keys, "slack_app_id": WORKSPACE.app_id}
+    said = {"team": TEAM, "user": MIA, "channel": CHANNEL, "text": f"<@{BOT}> What is new?"}
+    body = event_body(
+        team_id=TEAM,
+        api_app_id=WORKSPACE.app_id,
+        authorizations=[{"team_id": TEAM, "user_id": BOT, "is_bot": True}],
+        event={
+            "type": "app_mention",
+            "user": MIA,
+            "team": TEAM,
+            "channel": CHANNEL,
+            "text": said["text"],
+            "ts": (await world.control("post", **said))["ts"],
+        },
+    )
+    is_settled = asyncio.Event()
+
+    def name_the_request(_: object, __: str, line: Any) -> Any:
+        if line["event"] == "event_settled":
+            is_settled.set()
+        return {"request_id": telemetry.current_request_id(), **line}
+
+    with capture_logs(processors=[name_the_request]) as lines:
+        async with edge_serving(world.edge_url, changes=changes) as site:
+            answer = await site.slack(EVENTS, body)
+        await world.wait_for_message(lambda each: each["text"] == "Hello Mia.")
+        async with asyncio.timeout(PATIENCE):
+            await is_settled.wait()
+    assert answer.status == 200
+    request_id = answer.headers["X-Request-Id"]
+    assert world.peers.request_ids == {request_id}
+    (settled,) = [line for line in lines if line["event"] == "event_settled"]
+    assert settled["request_id"] == request_id
+    spans = exporter.get_finished_spans()
+    (began,) = [span for span in spans if span.name == f"POST {EVENTS}"]
+    assert began.context is not None
+    ours = [
+        span for span in spans if span.context and span.context.trace_id == began.context.trace_id
+    ]
+    names = [span.name for span in ours]
+    (handled,) = [span for span in ours if span.name == "inbox event"]
+    assert handled.parent is not None
+    assert handled.parent.span_id == began.context.span_id
+    for part in ("ReadBotToken", "IssueUserToken", "Run", "slack chat."):
+        assert any(part in name for name in names), part
+    assert {
+        span.attributes["interlock.request_id"]
+        for span in ours
+        if span.attributes and "interlock.request_id" in span.attributes
+    } == {request_id}
 
 
 # The service.

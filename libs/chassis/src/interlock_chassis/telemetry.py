@@ -100,6 +100,56 @@ def request_id_scope(request_id: str) -> Iterator[str]:
         _request_id.reset(token)
 
 
+@contextmanager
+def hop(name: str, *, request_id: str, parent: str = "") -> Iterator[str]:
+    """Work on one request under a span of its own, and under its request id.
+
+    What is raised inside marks the span as failed, without its text.
+
+    Args:
+        name: The span's name; few different ones.
+        request_id: The request's id; one that is malformed, or empty, is replaced.
+        parent: The `traceparent` of another process's hop, which this one goes on
+            from; empty for one that begins here.
+    """
+    kind = trace.SpanKind.CONSUMER if parent else trace.SpanKind.SERVER
+    context = trace_context({"traceparent": parent} if parent else {})
+    with (
+        request_id_scope(accept_request_id(request_id)) as named,
+        _span(name, kind, context) as span,
+    ):
+        span.set_attribute("interlock.request_id", named)
+        yield named
+
+
+@contextmanager
+def outgoing_call(name: str) -> Iterator[None]:
+    """Call somebody who is not ours under a span; a failure marks it, without its text.
+
+    Args:
+        name: The span's name; few different ones.
+    """
+    with _span(name, trace.SpanKind.CLIENT, None):
+        yield
+
+
+@contextmanager
+def _span(name: str, kind: trace.SpanKind, context: Context | None) -> Iterator[trace.Span]:
+    with tracer().start_as_current_span(
+        name, context=context, kind=kind, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield span
+        except BaseException:
+            span.set_status(trace.StatusCode.ERROR)
+            raise
+
+
+def trace_parent() -> str:
+    """Return the `traceparent` that continues the current trace; empty when there is none."""
+    return trace_headers().get("traceparent", "")
+
+
 def configure_tracing(service: str, otlp_endpoint: str) -> None:
     """Send this process's spans to an OTLP/gRPC endpoint; nothing when it is empty.
 

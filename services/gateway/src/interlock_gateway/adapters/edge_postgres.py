@@ -9,6 +9,7 @@ import asyncpg
 from interlock_chassis.clock import Clock, SystemClock, require_agreement
 from interlock_chassis.database import database_errors
 from interlock_chassis.secret import Secret
+from interlock_chassis.telemetry import current_request_id, trace_parent
 from interlock_gateway.domain.slack_request import SlackRequest
 from interlock_gateway.edge.ports import EdgeDatabaseUnavailable, OAuthState
 
@@ -19,7 +20,7 @@ STATEMENT_BUDGET = timedelta(seconds=2)
 STATE_LIFE = timedelta(minutes=10)
 ATTEMPT_WINDOW = timedelta(minutes=1)
 
-_PUT = "SELECT gateway.inbox_put($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_PUT = "SELECT gateway.inbox_put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _PUT_STATE = """
     INSERT INTO gateway.oauth_state
         (state_sha256, browser_sha256, session_ref, grant_token, redirect_to, expires_at)
@@ -54,6 +55,8 @@ class EdgePostgres:
             body,
             grant.reveal(),
             request.event_at,
+            trace_parent(),
+            current_request_id(),
         )
         return bool(stored == "stored")
 

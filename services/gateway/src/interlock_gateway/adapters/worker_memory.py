@@ -51,6 +51,8 @@ class Put:
     kind: str = "event"
     second_key: str = ""
     is_control: bool = False
+    trace_parent: str = ""
+    request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -210,6 +212,8 @@ class MemoryInbox:
             project_id=event.choice.project_id,
             agent_id=event.choice.agent_id,
             agent_name=event.choice.agent_name,
+            trace_parent=event.put.trace_parent,
+            request_id=event.put.request_id,
         )
 
     async def beat(self, claims: Sequence[Claim]) -> frozenset[Claim]:
@@ -332,6 +336,8 @@ class MemoryWaiting:
                 grant=delivery.grant,
                 event_at=delivery.event_at,
                 kind=delivery.kind,
+                trace_parent=delivery.trace_parent,
+                request_id=delivery.request_id,
             ),
             awaits,
             now,

@@ -236,6 +236,8 @@ class PostgresInbox:
             project_id=row["project_id"],
             agent_id=row["agent_id"],
             agent_name=row["agent_name"],
+            trace_parent=row["trace_parent"],
+            request_id=row["request_id"],
         )
 
 
@@ -386,16 +388,17 @@ _QUESTION = "event_key, team, slack_user, grant_token, choices"
 _KEEP_QUESTION = """
     INSERT INTO gateway.resume_intent
         (event_key, awaits, team, slack_user, kind, lane, body, grant_token, event_at, choices,
-         expires_at, next_check_at)
+         expires_at, next_check_at, trace_parent, request_id)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $9::timestamptz + $11::interval,
-            now() + $12)
+            now() + $12, $13, $14)
 """
 _AWAIT_LINK = f"""{_KEEP_QUESTION}
     ON CONFLICT (team, slack_user) WHERE awaits = 'link' DO UPDATE SET
         event_key = excluded.event_key, kind = excluded.kind, lane = excluded.lane,
         body = excluded.body, grant_token = excluded.grant_token,
         event_at = excluded.event_at, created_at = now(),
-        expires_at = excluded.expires_at, next_check_at = excluded.next_check_at
+        expires_at = excluded.expires_at, next_check_at = excluded.next_check_at,
+        trace_parent = excluded.trace_parent, request_id = excluded.request_id
 """
 _AWAIT_AGENT = f"""{_KEEP_QUESTION}
     ON CONFLICT (event_key) DO UPDATE SET choices = excluded.choices
@@ -463,6 +466,8 @@ class PostgresWaiting:
             json.dumps(listed),
             WAITS_FOR,
             FIRST_CHECK,
+            delivery.trace_parent,
+            delivery.request_id,
         )
 
     async def find_by_user(self, team: str, slack_user_id: str) -> WaitingQuestion | None:

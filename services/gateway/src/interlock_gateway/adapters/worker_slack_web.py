@@ -15,6 +15,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 from yarl import URL
 
 from interlock_chassis.secret import Secret
+from interlock_chassis.telemetry import outgoing_call
 from interlock_gateway.worker.slack import (
     Block,
     BotTokenRefused,
@@ -257,8 +258,9 @@ class SlackWeb:
             retry_handlers=[],
         )
         try:
-            async with asyncio.timeout(CALL_TIMEOUT.total_seconds()):
-                answer = await _send(client, method, arguments)
+            with outgoing_call(f"slack {method}"):
+                async with asyncio.timeout(CALL_TIMEOUT.total_seconds()):
+                    answer = await _send(client, method, arguments)
         except SlackApiError as error:
             raise _refusal(error) from None
         except (aiohttp.ClientError, SlackRequestError, TimeoutError, ValueError):

@@ -17,7 +17,7 @@ from yarl import URL
 
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.logs import describe_exception
-from interlock_chassis.telemetry import new_request_id, request_id_scope
+from interlock_chassis.telemetry import hop, new_request_id
 from interlock_gateway.edge import paths
 from interlock_gateway.edge.browser import VIEWER, Browser
 from interlock_gateway.edge.http import Proxies, RequestRefused, is_plain_path
@@ -128,7 +128,7 @@ class _Frame:
             connection.request_began()
         started = time.monotonic()
         try:
-            with request_id_scope(new_request_id()) as request_id:
+            with hop(" ".join(_name_of(request)), request_id=new_request_id()) as request_id:
                 request[_REQUEST_ID] = request_id
                 response = await self._answer(request, handler, request_id)
                 self._record(request, response.status, time.monotonic() - started)
@@ -222,9 +222,7 @@ class _Frame:
             headers["Strict-Transport-Security"] = f"max-age={_HALF_A_YEAR_S}"
 
     def _record(self, request: web.Request, status: int, seconds: float) -> None:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else _UNMATCHED
-        method = request.method if request.method in _METHODS else "other"
+        method, route = _name_of(request)
         self._metrics.seconds.labels(route, method, str(status)).observe(seconds)
         structlog.get_logger().info(
             "request_served",
@@ -233,6 +231,13 @@ class _Frame:
             status=status,
             elapsed_ms=round(seconds * 1000, 1),
         )
+
+
+def _name_of(request: web.Request) -> tuple[str, str]:
+    """Name a request by its method and route, of which there are few."""
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else _UNMATCHED
+    return request.method if request.method in _METHODS else "other", route
 
 
 _HELPED_BY_SIGN_IN = frozenset(

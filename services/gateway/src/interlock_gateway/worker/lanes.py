@@ -20,6 +20,7 @@ from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.logs import describe_exception
 from interlock_chassis.secret import Secret
+from interlock_chassis.telemetry import hop
 
 # Long enough for a slow database or a paused machine; 5 s was tried and was too short.
 LEASE = timedelta(seconds=30)
@@ -71,6 +72,8 @@ class Delivery:
             `greeted` when its user was told of the link.
         resume_grant: The grant that came with the link, if one did.
         project_id, agent_id, agent_name: The agent that was picked, else "".
+        trace_parent: The W3C `traceparent` of whoever stored it, else "".
+        request_id: The request's id there, else "".
     """
 
     event_id: int
@@ -88,6 +91,8 @@ class Delivery:
     project_id: str = ""
     agent_id: str = ""
     agent_name: str = ""
+    trace_parent: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +328,13 @@ class LaneDriver:
                 await asyncio.sleep(DATABASE_PAUSE.total_seconds())
 
     async def _act(self, delivery: Delivery) -> Outcome:
+        """Act under the trace and the id that edge received the event with."""
+        with hop(
+            f"inbox {delivery.kind}", request_id=delivery.request_id, parent=delivery.trace_parent
+        ):
+            return await self._handled(delivery)
+
+    async def _handled(self, delivery: Delivery) -> Outcome:
         started_at = self._clock.monotonic()
         try:
             outcome = await self._handle(delivery)

@@ -40,7 +40,7 @@ from interlock_gateway.worker import rpc
 from interlock_gateway.worker.config import WorkerSettings
 from interlock_gateway.worker.conversation import Conversation
 from interlock_gateway.worker.endings import Endings
-from interlock_gateway.worker.lanes import Delivery, LaneDriver, Outcome, Policy
+from interlock_gateway.worker.lanes import LaneDriver, Policy
 from interlock_gateway.worker.ports import Ports
 from interlock_gateway.worker.rpc import WorkerRpc
 from interlock_gateway.worker.speech import Pacing
@@ -84,13 +84,10 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         conversation = Conversation(
             parts.ports, pacing=Pacing(), clock=clock, endings=endings, sleep=asyncio.sleep
         )
-
-        async def handle(delivery: Delivery) -> Outcome:
-            with request_id_scope(new_request_id()):
-                return await conversation.handle(delivery)
-
         owner = f"{socket.gethostname()}:{os.getpid()}:{new_request_id()}"
-        driver = LaneDriver(parts.inbox, handle, owner=owner, policy=parts.policy, clock=clock)
+        driver = LaneDriver(
+            parts.inbox, conversation.handle, owner=owner, policy=parts.policy, clock=clock
+        )
         IN_HAND.set_function(lambda: driver.lanes_in_hand)
         port = await parts.server.start()
         async with ops_server(settings.ops_listen, parts.cron.require_ready):
