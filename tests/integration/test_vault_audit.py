@@ -1,7 +1,11 @@
 """The audit log out of the database: partitions, checkpoints, exports, and who tampers."""
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+import os
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from interlock.token_vault.v1 import token_vault_pb2 as pb
-from interlock_chassis.errors import Kind
+from interlock_chassis.errors import Kind, RemoteError
 from interlock_chassis.secret import Secret
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_cli.vault_house import House, ask, open_house, refusal
@@ -338,6 +342,82 @@ async def test_a_log_that_cannot_be_written_stops_releases(house: House, how: st
     statuses = [await house.readiness() for _ in range(12)]
     assert statuses[-1] == 200
     assert (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
+
+
+@pytest.fixture
+def mounted() -> Iterator[Path]:
+    """Mount a disk of 16 MB that anybody may look into; yields where."""
+    folder = Path(tempfile.mkdtemp(prefix="interlock-disk-"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,mode=755", "tmpfs", str(folder)]
+    try:
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("no disk can be mounted here")
+        yield folder
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    finally:
+        folder.rmdir()
+
+
+def _place_for(server_data: str, disk: Path) -> Path:
+    """Make a folder that the server may use, on a disk."""
+    owner, place = Path(server_data).stat(), disk / "log"
+    place.mkdir(mode=0o700)
+    os.chown(place, owner.st_uid, owner.st_gid)
+    return place
+
+
+def _fill(path: Path) -> None:
+    """Take all the room that a disk has left."""
+    with path.open("wb", buffering=0) as file:
+        for size in (64 * 1024, 1024):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+@pytest.fixture
+async def small_disk(house: House, mounted: Path) -> AsyncIterator[Path]:
+    """Put the log on a disk of 16 MB; yields where that is mounted."""
+    place = _place_for(await house.admin.fetchval("SHOW data_directory"), mounted)
+    await house.admin.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+    parts = await house.admin.fetch(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits"
+        " WHERE inhparent = 'vault.audit_event'::regclass"
+    )
+    for part in parts:
+        await house.admin.execute(f"ALTER TABLE {part['name']} SET TABLESPACE small")
+    yield mounted
+    for part in parts:
+        await house.admin.execute(f"ALTER TABLE {part['name']} SET TABLESPACE pg_default")
+    await house.admin.execute("DROP TABLESPACE small")
+
+
+async def test_a_disk_that_is_really_full(house: House, small_disk: Path) -> None:
+    """PG-06: what room the log's last page has is used; then no token, and back with the room."""
+    await house.install("xoxb-northwind")
+    filler = small_disk / "filler"
+    _fill(filler)
+    released = 0
+
+    async def read() -> bool:
+        try:
+            return (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
+        except RemoteError as error:
+            refusals.append((error.kind, error.reason))
+            return False
+
+    refusals: list[tuple[Kind, str]] = []
+    while released < 1000 and await read():
+        released += 1
+    assert refusals == [(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")]
+    unwraps = house.unwraps
+    assert not await read()
+    assert (house.unwraps, await house.readiness()) == (unwraps, 503)
+    assert len(await house.records("token.read")) == released
+    filler.unlink()
+    statuses = [await house.readiness() for _ in range(12)]
+    assert statuses[-1] == 200
+    assert await read()
 
 
 async def test_only_an_operator_exports(house: House) -> None:
