@@ -490,6 +490,71 @@ async def test_saves_of_many_places_share_a_transaction(stage: Stage) -> None:
     assert max(row["count"] for row in rows) > 1
 
 
+_MANY = """
+    INSERT INTO vault.installation (installation_id, client_id, app_id, enterprise_id, team_id,
+        tenant_id, state, generation, name, bot_user_id, bot_scopes, installed_at)
+    SELECT gen_random_uuid(), '1111.2222', 'A0INTERLOCK', '', 'T0F' || n, 'other', 'active', 1,
+        'x', 'U0BOT', '{}', now() FROM generate_series(1, 3000) AS n;
+    INSERT INTO vault.app_place (installation_id, client_id, enterprise_id, team_id)
+    SELECT gen_random_uuid(), '2222.3333', '', 'T0F' || n FROM generate_series(1, 3000) AS n;
+    INSERT INTO vault.wrapped_dek (dek_id, installation_id, kek_version, wrapped)
+    SELECT gen_random_uuid(), installation_id, 'fake-1', decode(repeat('ab', 60), 'hex')
+    FROM (SELECT installation_id FROM vault.installation WHERE tenant_id = 'other'
+          UNION ALL SELECT installation_id FROM vault.app_place WHERE team_id LIKE 'T0F%') AS x;
+    INSERT INTO vault.sealed_token
+    SELECT d.installation_id, 'bot', 'access', '', 1, d.dek_id,
+        decode('01' || repeat('cd', 120), 'hex'), repeat('a', 32)
+    FROM vault.wrapped_dek d JOIN vault.installation i USING (installation_id)
+    WHERE i.tenant_id = 'other';
+    INSERT INTO vault.app_record (record_id, installation_id, kind, user_id, installed_at, details)
+    SELECT gen_random_uuid(), installation_id, 'bot', '', now(), '{}' FROM vault.app_place
+    WHERE team_id LIKE 'T0F%';
+    INSERT INTO vault.app_secret (record_id, installation_id, name, dek_id, sealed, ref)
+    SELECT r.record_id, r.installation_id, 'bot_token', gen_random_uuid(),
+        decode('01' || repeat('cd', 120), 'hex'), repeat('b', 32)
+    FROM vault.app_record r JOIN vault.app_place p USING (installation_id)
+    WHERE p.team_id LIKE 'T0F%';
+    ANALYZE;
+"""
+_SCANS = """
+    SELECT relname, seq_scan, coalesce(idx_scan, 0) AS idx_scan FROM pg_stat_user_tables
+    WHERE relname IN ('installation', 'sealed_token', 'wrapped_dek', 'app_place', 'app_record',
+        'app_secret')
+"""
+
+
+async def test_what_is_read_is_found_by_its_key(stage: Stage) -> None:
+    """Among thousands of installations, reads, finds and saves walk through no table."""
+    house = stage.house
+    await house.admin.execute(_MANY)
+    await house.admin.execute("SELECT pg_stat_force_next_flush()")
+    before = {row["relname"]: row for row in await house.admin.fetch(_SCANS)}
+    await house.install("xoxb-northwind")
+    for _ in range(3):
+        await stage.store.async_save(_installation())
+        assert (await house.read(house.slack_grant())).bot_token == "xoxb-northwind"
+        assert await stage.bot_token() == "xoxb-1"
+        assert await stage.found(user_id="U11") is not None
+    # Sessions tell what they did once they are idle for a second, or at their end.
+    await house.admin.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await house.admin.execute("SELECT pg_stat_clear_snapshot()")
+    after = {row["relname"]: row for row in await house.admin.fetch(_SCANS)}
+    assert set(after) == {
+        "installation",
+        "sealed_token",
+        "wrapped_dek",
+        "app_place",
+        "app_record",
+        "app_secret",
+    }
+    for name, row in after.items():
+        assert row["idx_scan"] > before[name]["idx_scan"], name
+        assert row["seq_scan"] == before[name]["seq_scan"], name
+
+
 async def test_concurrent_saves_of_a_new_place_agree(stage: Stage) -> None:
     """Users who install at once share one place and one key, and none is lost."""
     users = [f"U1{number}" for number in range(8)]
