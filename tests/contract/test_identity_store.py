@@ -372,6 +372,40 @@ async def test_a_claim_is_hidden_from_other_tenants(stage: Stage) -> None:
     assert await stage.store.list_workspaces(CONTOSO.tenant_id) == []
 
 
+async def test_a_claim_shows_that_it_needs_a_reinstall(stage: Stage) -> None:
+    """Only that of the install that is meant; a repeat records nothing; a new claim is active."""
+    old, new = uuid4(), uuid4()
+    await stage.store.claim(_claim(NORTHWIND, TEAM, new), ORIGIN)
+
+    async def report(installation_id: UUID, *, needs_reinstall: bool) -> bool:
+        return await stage.store.set_needs_reinstall(
+            replace(TEAM, app_id=""), installation_id, ORIGIN, needs_reinstall=needs_reinstall
+        )
+
+    async def status() -> WorkspaceStatus:
+        [counted] = await stage.store.list_workspaces(NORTHWIND.tenant_id)
+        return counted.workspace.status
+
+    assert not await report(old, needs_reinstall=True)
+    assert await status() is WorkspaceStatus.ACTIVE
+    assert await report(new, needs_reinstall=True)
+    assert await report(new, needs_reinstall=True)
+    assert await status() is WorkspaceStatus.NEEDS_REINSTALL
+    assert await report(new, needs_reinstall=False)
+    assert await status() is WorkspaceStatus.ACTIVE
+    await report(new, needs_reinstall=True)
+    await stage.store.claim(_claim(NORTHWIND, TEAM, new), ORIGIN)
+    assert await status() is WorkspaceStatus.ACTIVE
+    await stage.store.release(TEAM, new, ORIGIN)
+    assert not await report(new, needs_reinstall=True)
+    changes = [each for each in await stage.audited() if each.startswith("workspace.became")]
+    assert changes == [
+        "workspace.became_needs_reinstall",
+        "workspace.became_active",
+        "workspace.became_needs_reinstall",
+    ]
+
+
 async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) -> None:
     """A late release of an older install leaves the newer claim; a repeated one does nothing."""
     old, new = uuid4(), uuid4()

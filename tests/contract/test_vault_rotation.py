@@ -617,6 +617,43 @@ async def test_a_chain_ends_when_nothing_is_left_to_exchange(stage: Stage) -> No
     assert refusal.value.hindrance is Hindrance.NEEDS_REINSTALL
 
 
+async def test_the_end_of_a_chain_is_reported_once_and_taken_back(stage: Stage) -> None:
+    """Until identity is known to know it; and again when the chain goes on after all."""
+    chain, client_id = await stage.install(), TEAM.client_id
+    held, lease = await stage.claim(chain)
+    assert await stage.store.list_unreported(client_id, 10) == []
+    assert await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
+    assert await stage.store.list_unreported(client_id, 10) == [chain]
+    assert await stage.store.list_unreported(ClientId("other"), 10) == []
+    await stage.store.mark_reported(chain, needs_reinstall=True)
+    assert await stage.store.list_unreported(client_id, 10) == []
+    assert await stage.keep(held, lease, "b") is Fate.STORED
+    assert await stage.store.list_unreported(client_id, 10) == [chain]
+    await stage.store.mark_reported(chain, needs_reinstall=False)
+    assert await stage.store.list_unreported(client_id, 10) == []
+
+
+async def test_a_reinstall_takes_the_report_back(stage: Stage) -> None:
+    """The chain that it begins is not the one that ended."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
+    await stage.store.mark_reported(chain, needs_reinstall=True)
+    await stage.reinstall(chain, "d")
+    assert await stage.store.list_unreported(TEAM.client_id, 10) == [chain]
+    await stage.store.mark_reported(chain, needs_reinstall=False)
+    await stage.claim(chain, is_forced=True)
+    assert await stage.store.list_unreported(TEAM.client_id, 10) == []
+
+
+async def test_a_users_chain_is_reported_to_nobody(stage: Stage) -> None:
+    """The workspace goes on without it."""
+    chain = await stage.install(user_id="U0MIA")
+    held, lease = await stage.claim(chain)
+    assert await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
+    assert await stage.store.list_unreported(TEAM.client_id, 10) == []
+
+
 async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:
     """Who was refused may have been late itself: the winner's answer still counts."""
     chain = await stage.install()

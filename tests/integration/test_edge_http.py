@@ -982,6 +982,22 @@ async def test_a_member_sees_why_they_cannot_install(site: Site) -> None:
         assert "owner or an admin" in page
 
 
+async def test_a_workspace_that_needs_a_reinstall_says_what_to_do(site: Site) -> None:
+    """Who may install it again is sent to where the button is; who may not, to who may."""
+    site.identity.workspaces["acme"] = [replace(ACME, status="needs_reinstall")]
+    path = "/work-apps/slack/workspaces/wsw_1"
+    owner, member = (await site.get(path, "ann")).text, (await site.get(path, "bob")).text
+    assert "Needs a reinstall" in owner
+    assert "Install the app again from" in owner
+    assert "Ask an owner or admin" in member
+    assert "Install the app again from" not in member
+    dashboard = (await site.get(HOME, "ann")).text
+    assert ">Reinstall</button>" in dashboard
+    assert "app_redirect" not in dashboard
+    site.identity.workspaces["acme"] = [ACME]
+    assert "Needs a reinstall" not in (await site.get(path, "ann")).text
+
+
 async def test_the_notice_names_a_workspace_of_the_tenant_or_nothing(site: Site) -> None:
     """An address that somebody made up cannot put words on the page."""
     assert "Interlock is installed in" in (await site.get(f"{HOME}?installed=T0ACME", "ann")).text

@@ -168,6 +168,29 @@ async def test_a_workspace_goes_to_another_tenant_only_after_its_release(house: 
     assert not (await vault.ReleaseWorkspace(release, timeout=TIMEOUT_S)).was_claimed
 
 
+async def test_the_vault_says_which_workspace_needs_a_reinstall(house: House) -> None:
+    """The list that edge shows says so, until the app is installed again."""
+    await house.claim()
+    vault = house.workspaces("token-vault")
+    report = pb.ReportWorkspaceRequest(
+        installation_id=INSTALLATION, slack_team_id="T0NORTHWIND", needs_reinstall=True
+    )
+    assert (await vault.ReportWorkspace(report, timeout=TIMEOUT_S)).was_claimed
+
+    async def status() -> str:
+        request = pb.ListWorkspacesRequest(session=await house.session("user_ada"))
+        [shown] = (
+            await house.workspaces("gateway-edge").ListWorkspaces(request, timeout=TIMEOUT_S)
+        ).workspaces
+        return str(shown.status)
+
+    assert await status() == "needs_reinstall"
+    await house.claim()
+    assert await status() == "active"
+    async with _refused(Kind.FORBIDDEN, "CALLER_NOT_ALLOWED"):
+        await house.workspaces("gateway-edge").ReportWorkspace(report, timeout=TIMEOUT_S)
+
+
 async def test_a_claim_moves_into_the_enterprise_its_workspace_joined(house: House) -> None:
     """Without a grant the vault moves the claim of an install, and can make or take none."""
     before = (await house.claim()).workspace

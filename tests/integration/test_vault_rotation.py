@@ -175,7 +175,7 @@ async def test_a_reader_whose_token_slack_refuses_gets_a_newer_one(premises: Pre
 
 
 async def test_a_chain_that_slack_ended_says_so(premises: Premises) -> None:
-    """Someone else spent the refresh token: loud in the log, refused in the last five minutes."""
+    """Someone else spent the refresh token: loud, and refused in the last five minutes."""
     vault = premises.house.tokens()
     await premises.slack.do("uninstall")
     await premises.let_it_end(timedelta(seconds=60))
@@ -183,6 +183,10 @@ async def test_a_chain_that_slack_ended_says_so(premises: Premises) -> None:
     assert len(await premises.house.records("token.refresh_refused")) == 1
     standing = await premises.house.admin.fetchval("SELECT standing FROM vault.rotation")
     assert standing == "needs_reinstall"
+    async with asyncio.timeout(20):
+        while not premises.house.identity.reports:  # noqa: ASYNC110 - Identity sets no event.
+            await asyncio.sleep(0.1)
+    assert premises.house.identity.reports == [("T0NORTHWIND", True)]
 
 
 async def test_lasting_tokens_are_exchanged_once_rotation_is_on(

@@ -164,6 +164,7 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         self.claims: dict[tuple[str, str], str] = {}
         self.holders: dict[tuple[str, str], str] = {}
         self.connections: dict[tuple[str, str], str] = {}
+        self.reports: list[tuple[str, bool]] = []
         self.error: ServiceError | None = None
 
     async def ClaimWorkspace(  # noqa: N802 - gRPC's name.
@@ -201,6 +202,17 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         if was_claimed:
             del self.holders[place], self.claims[place]
         return identity_pb2.ReleaseWorkspaceResponse(was_claimed=was_claimed)
+
+    async def ReportWorkspace(  # noqa: N802 - gRPC's name.
+        self,
+        request: identity_pb2.ReportWorkspaceRequest,
+        context: object,  # noqa: ARG002 - As above.
+    ) -> identity_pb2.ReportWorkspaceResponse:
+        """Note that an installation needs a reinstall, or does not."""
+        if self.error is not None:
+            raise self.error
+        self.reports.append((request.slack_team_id, request.needs_reinstall))
+        return identity_pb2.ReportWorkspaceResponse(was_claimed=True)
 
 
 class WatchedKms(FakeKms):

@@ -101,6 +101,7 @@ CALLERS: CallerTable = {
     f"/{_LINK_SERVICE}/UnlinkSelf": _WORKER,
     f"/{_WORKSPACE_SERVICE}/ClaimWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReleaseWorkspace": _VAULT,
+    f"/{_WORKSPACE_SERVICE}/ReportWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ListWorkspaces": _EDGE,
     f"/{_WORKSPACE_SERVICE}/GetAgentDefaults": _EDGE,
     f"/{_WORKSPACE_SERVICE}/SetAgentDefault": _EDGE,
@@ -364,6 +365,19 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
         installation_id = UUID(request.installation_id)
         was_claimed = await self._workspaces.release(key, installation_id, _origin())
         return pb.ReleaseWorkspaceResponse(was_claimed=was_claimed)
+
+    async def ReportWorkspace(
+        self, request: pb.ReportWorkspaceRequest, context: _Context
+    ) -> pb.ReportWorkspaceResponse:
+        """Note whether a claim needs a reinstall."""
+        key = WorkspaceKey(request.slack_enterprise_id, request.slack_team_id, app_id="")
+        was_claimed = await self._workspaces.report(
+            key,
+            UUID(request.installation_id),
+            _origin(),
+            needs_reinstall=request.needs_reinstall,
+        )
+        return pb.ReportWorkspaceResponse(was_claimed=was_claimed)
 
     async def ListWorkspaces(
         self, request: pb.ListWorkspacesRequest, context: _Context

@@ -134,6 +134,21 @@ class WorkspaceStore(Protocol):
         """
         ...
 
+    async def set_needs_reinstall(
+        self,
+        key: WorkspaceKey,
+        installation_id: UUID,
+        origin: Origin,
+        *,
+        needs_reinstall: bool,
+    ) -> bool:
+        """Note whether a claim needs a reinstall, and record it if that is new.
+
+        Returns:
+            Whether the install has a claim.
+        """
+        ...
+
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
         """Find the claim on exactly this install, whoever has it."""
         ...
@@ -281,6 +296,21 @@ class Workspaces:
         was_claimed = await self._workspaces.release(key, installation_id, origin)
         if was_claimed:
             structlog.get_logger().info("workspace_released", slack_team_id=key.slot)
+        return was_claimed
+
+    async def report(
+        self, key: WorkspaceKey, installation_id: UUID, origin: Origin, *, needs_reinstall: bool
+    ) -> bool:
+        """Note whether a claim needs a reinstall; tell whether the install has a claim.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        was_claimed = await self._workspaces.set_needs_reinstall(
+            key, installation_id, origin, needs_reinstall=needs_reinstall
+        )
+        if was_claimed and needs_reinstall:
+            structlog.get_logger().warning("workspace_needs_reinstall", slack_team_id=key.slot)
         return was_claimed
 
     async def list_workspaces(self, session: Session) -> list[CountedWorkspace]:

@@ -15,7 +15,7 @@ _WORKERS = {
     "ResolveAgent",
     "RenewGrant",
 }
-_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace"}
+_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace"}
 _OPERATORS = {"ForgetUser", "ForgetOrganization", "ListAuditEvents"}
 
 

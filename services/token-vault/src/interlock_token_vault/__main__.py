@@ -70,6 +70,7 @@ from interlock_token_vault.migrations import DATABASE
 from interlock_token_vault.operator_rpc import OperatorRpc
 from interlock_token_vault.refusals import Refusals
 from interlock_token_vault.renewing import Renewing
+from interlock_token_vault.reporting import Reporting
 from interlock_token_vault.restoring import Restoring
 from interlock_token_vault.rotating import Rotating
 from interlock_token_vault.rotation_ports import Failpoint, pass_by
@@ -153,7 +154,15 @@ async def running(
         )
         if renewing is not None:
             await renewing.replay()
-            chores.append(_Chore(_REFRESH_EVERY, renewing.run_due))
+            reporting = Reporting(
+                store=PostgresRotation(parts.pool, parts.journal),
+                reports=IdentityClaims(parts.identity),
+                client_id=ClientId(settings.slack_client_id),
+            )
+            chores += [
+                _Chore(_REFRESH_EVERY, renewing.run_due),
+                _Chore(_REFRESH_EVERY, reporting.run),
+            ]
         chores += [
             _Chore(_SWEEP_EVERY, installing.sweep),
             _Chore(_SWEEP_EVERY, uninstalling.sweep),

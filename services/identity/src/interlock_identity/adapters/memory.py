@@ -245,6 +245,35 @@ class MemoryStore:
                 return True
         return False
 
+    async def set_needs_reinstall(
+        self,
+        key: WorkspaceKey,
+        installation_id: UUID,
+        origin: Origin,
+        *,
+        needs_reinstall: bool,
+    ) -> bool:
+        """Note whether a claim needs a reinstall."""
+        status = WorkspaceStatus.of_claimed(needs_reinstall=needs_reinstall)
+        for row in self._workspaces.values():
+            before = row.workspace
+            is_meant = (before.key.slot, before.key.enterprise_id) == (key.slot, key.enterprise_id)
+            if not is_meant or row.installation_id != installation_id:
+                continue
+            if not before.status.is_claimed:
+                return False
+            row.workspace = replace(before, status=status)
+            if before.status is not status:
+                event = AuditEvent(
+                    f"workspace.became_{status.value}",
+                    origin,
+                    slack_enterprise_id=key.enterprise_id,
+                    slack_team_id=key.team_id,
+                )
+                self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
+            return True
+        return False
+
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
         """Find the claim on exactly this install."""
         return next((each for each in self._claimed() if each.key == key), None)

@@ -148,6 +148,20 @@ _RELEASE = text("""
       AND installation_id = :installation_id AND status <> 'uninstalled'
     RETURNING tenant_id, id
 """)
+_REPORT = text("""
+    WITH w AS (
+        SELECT tenant_id, id, status FROM identity.work_app_slack_workspaces
+        WHERE client_id = :client_id AND slack_team_id = :slot
+          AND coalesce(slack_enterprise_id, '') = :enterprise_id
+          AND installation_id = :installation_id AND status IN ('active', 'needs_reinstall')
+        FOR UPDATE),
+    changed AS (
+        UPDATE identity.work_app_slack_workspaces AS x
+        SET status = :status, updated_at = clock_timestamp()
+        FROM w WHERE x.tenant_id = w.tenant_id AND x.id = w.id AND w.status <> :status
+        RETURNING 1)
+    SELECT w.tenant_id, w.id, EXISTS (SELECT FROM changed) AS is_new FROM w
+""")
 _LOCK_CLAIM = text("""
     SELECT w.tenant_id, w.id, coalesce(w.slack_enterprise_id, '') AS enterprise_id
     FROM identity.work_app_slack_workspaces AS w
@@ -450,6 +464,39 @@ class PostgresStore:
                 **ended,
             )
             await record(connection, event)
+            return True
+
+    async def set_needs_reinstall(
+        self,
+        key: WorkspaceKey,
+        installation_id: UUID,
+        origin: Origin,
+        *,
+        needs_reinstall: bool,
+    ) -> bool:
+        """Note whether a claim needs a reinstall."""
+        status = WorkspaceStatus.of_claimed(needs_reinstall=needs_reinstall)
+        of = {
+            "client_id": CLIENT_ID,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "installation_id": installation_id,
+            "status": status.value,
+        }
+        async with self._transaction() as connection:
+            row = await find(connection, _REPORT, of)
+            if row is None:
+                return False
+            if row["is_new"]:
+                event = AuditEvent(
+                    f"workspace.became_{status.value}",
+                    origin,
+                    slack_enterprise_id=key.enterprise_id,
+                    slack_team_id=key.team_id,
+                    tenant_id=row["tenant_id"],
+                    workspace_id=row["id"],
+                )
+                await record(connection, event)
             return True
 
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:

@@ -42,6 +42,11 @@ class WorkspaceStatus(StrEnum):
         """
         return self in {WorkspaceStatus.ACTIVE, WorkspaceStatus.NEEDS_REINSTALL}
 
+    @classmethod
+    def of_claimed(cls, *, needs_reinstall: bool) -> "WorkspaceStatus":
+        """Return what a claimed workspace is, as the vault says of its token."""
+        return cls.NEEDS_REINSTALL if needs_reinstall else cls.ACTIVE
+
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceKey:

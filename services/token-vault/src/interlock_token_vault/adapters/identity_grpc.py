@@ -19,7 +19,7 @@ _BUDGET = timedelta(seconds=5)
 
 
 class IdentityClaims:
-    """The ports Claims, ClaimMover and Releases over identity's WorkspaceService."""
+    """The ports Claims, ClaimMover, Releases and Reports over identity's WorkspaceService."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
@@ -87,5 +87,21 @@ class IdentityClaims:
         try:
             with remote_errors():
                 await self._workspaces.ReleaseWorkspace(request, timeout=_BUDGET.total_seconds())
+        except RemoteError as error:
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+
+    async def report(
+        self, installation_id: InstallationId, key: InstallationKey, *, needs_reinstall: bool
+    ) -> None:
+        """Say whether an installation needs a reinstall; see Reports."""
+        request = identity_pb2.ReportWorkspaceRequest(
+            installation_id=str(installation_id),
+            slack_enterprise_id=key.enterprise_id,
+            slack_team_id=key.team_id,
+            needs_reinstall=needs_reinstall,
+        )
+        try:
+            with remote_errors():
+                await self._workspaces.ReportWorkspace(request, timeout=_BUDGET.total_seconds())
         except RemoteError as error:
             raise IdentityUnavailable(metadata={"cause": error.reason}) from error

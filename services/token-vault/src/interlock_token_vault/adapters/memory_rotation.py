@@ -62,6 +62,7 @@ class _Row:
     not_before: datetime | None = None
     failures: int = 0
     candidates: list[Candidate] = field(default_factory=list)
+    is_reported: bool = False
 
 
 class MemoryRotation(MemoryStore):
@@ -100,6 +101,23 @@ class MemoryRotation(MemoryStore):
         with self.faults.around("store.count_ended"):
             ended = Standing.NEEDS_REINSTALL
             return sum(held.state.standing is ended for held in self._chains(client_id))
+
+    async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
+        """List chains that identity does not know the state of; see RotationStore."""
+        with self.faults.around("store.list_unreported"):
+            return [
+                held.chain
+                for held in self._chains(client_id)
+                if not held.chain.user_id
+                and self._row(held.chain, held.access).is_reported
+                is not (held.state.standing is Standing.NEEDS_REINSTALL)
+            ][:limit]
+
+    async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
+        """Remember what identity knows; see RotationStore."""
+        with self.faults.around("store.mark_reported"):
+            if chain in self._rows:
+                self._rows[chain].is_reported = needs_reinstall
 
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """Find a chain; see RotationStore."""
@@ -321,7 +339,7 @@ class MemoryRotation(MemoryStore):
             return _Row(access.generation, access.generation)
         if row.generation == access.generation:
             return row
-        fresh = _Row(access.generation, access.generation)
+        fresh = _Row(access.generation, access.generation, is_reported=row.is_reported)
         if row.standing is Standing.SENT:
             # Its holder may still ask, and each new pair ends the oldest access token.
             fresh.standing, fresh.epoch = Standing.DOUBTED, row.epoch

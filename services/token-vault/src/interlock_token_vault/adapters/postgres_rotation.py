@@ -111,6 +111,19 @@ class PostgresRotation:
             ended: int = await self._pool.fetchval(query("count_ended_chains"), client_id)
         return ended
 
+    async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
+        """List chains that identity does not know the state of; see RotationStore."""
+        with failing_closed():
+            rows = await self._pool.fetch(query("list_unreported_chains"), client_id, limit)
+        return [_chain_of(row) for row in rows]
+
+    async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
+        """Remember what identity knows; see RotationStore."""
+        with failing_closed():
+            async with self._pool.acquire() as connection, connection.transaction():
+                await _name(connection, chain)
+                await connection.execute(query("mark_reported"), *_names(chain), needs_reinstall)
+
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """Find a chain; see RotationStore."""
         with failing_closed():

@@ -352,6 +352,13 @@ SELECT * FROM vault.list_lasting_chains($1, $2, $3, $4);
 -- name: count_ended_chains
 SELECT vault.count_ended_chains($1);
 
+-- name: list_unreported_chains
+SELECT * FROM vault.list_unreported_chains($1, $2);
+
+-- name: mark_reported
+UPDATE vault.rotation SET is_reported = $4
+WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
+
 -- name: find_chain
 SELECT i.*, clock_timestamp() AS read_at,
     a.generation AS token_generation, a.dek_id, a.sealed AS access_sealed, a.ref AS access_ref,

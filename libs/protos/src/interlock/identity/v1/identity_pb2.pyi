@@ -972,6 +972,62 @@ class ReleaseWorkspaceResponse(_message.Message):
 Global___ReleaseWorkspaceResponse: _TypeAlias = ReleaseWorkspaceResponse  # noqa: Y015
 
 @_typing.final
+class ReportWorkspaceRequest(_message.Message):
+    """Request of WorkspaceService.ReportWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    SLACK_ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    SLACK_TEAM_ID_FIELD_NUMBER: _builtins.int
+    NEEDS_REINSTALL_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The vault's id of the installation, a UUID."""
+    slack_enterprise_id: _builtins.str
+    """Slack `E…` or empty."""
+    slack_team_id: _builtins.str
+    """Slack `T…`, empty for an org-wide install."""
+    needs_reinstall: _builtins.bool
+    """Whether only a reinstall gives it a token again."""
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        slack_enterprise_id: _builtins.str = ...,
+        slack_team_id: _builtins.str = ...,
+        needs_reinstall: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_id", b"installation_id", "needs_reinstall", b"needs_reinstall", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspaceRequest: _TypeAlias = ReportWorkspaceRequest  # noqa: Y015
+
+@_typing.final
+class ReportWorkspaceResponse(_message.Message):
+    """Response of WorkspaceService.ReportWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_CLAIMED_FIELD_NUMBER: _builtins.int
+    was_claimed: _builtins.bool
+    """Whether the installation has a claim."""
+    def __init__(
+        self,
+        *,
+        was_claimed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_claimed", b"was_claimed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportWorkspaceResponse: _TypeAlias = ReportWorkspaceResponse  # noqa: Y015
+
+@_typing.final
 class ListWorkspacesRequest(_message.Message):
     """Request of WorkspaceService.ListWorkspaces."""
 

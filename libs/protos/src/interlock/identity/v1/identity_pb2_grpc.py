@@ -532,6 +532,11 @@ class WorkspaceServiceStub:
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceRequest.SerializeToString,
                 response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.ReportWorkspace = channel.unary_unary(
+                '/interlock.identity.v1.WorkspaceService/ReportWorkspace',
+                request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
+                response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
+                _registered_method=True)
         self.ListWorkspaces = channel.unary_unary(
                 '/interlock.identity.v1.WorkspaceService/ListWorkspaces',
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ListWorkspacesRequest.SerializeToString,
@@ -577,6 +582,16 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportWorkspace(self, request, context):
+        """Say whether a claimed workspace needs a reinstall, because Slack renews its
+        token no more. Idempotent. Called by the vault.
+
+        The claim of another installation stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkspaces(self, request, context):
         """List the workspaces of the session's tenant. Called by edge.
 
@@ -612,6 +627,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ReleaseWorkspace,
                     request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceRequest.FromString,
                     response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceResponse.SerializeToString,
+            ),
+            'ReportWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportWorkspace,
+                    request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.FromString,
+                    response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.SerializeToString,
             ),
             'ListWorkspaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkspaces,
@@ -684,6 +704,33 @@ class WorkspaceService:
             '/interlock.identity.v1.WorkspaceService/ReleaseWorkspace',
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceRequest.SerializeToString,
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReleaseWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.identity.v1.WorkspaceService/ReportWorkspace',
+            interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
+            interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -217,6 +217,12 @@ class WorkspaceServiceStub:
     """
     ReleaseWorkspace: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReleaseWorkspaceRequest, _identity_pb2.ReleaseWorkspaceResponse]
     """End a claim. Idempotent. Called by the vault."""
+    ReportWorkspace: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReportWorkspaceRequest, _identity_pb2.ReportWorkspaceResponse]
+    """Say whether a claimed workspace needs a reinstall, because Slack renews its
+    token no more. Idempotent. Called by the vault.
+
+    The claim of another installation stays as it is.
+    """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListWorkspacesRequest, _identity_pb2.ListWorkspacesResponse]
     """List the workspaces of the session's tenant. Called by edge.
 
@@ -256,6 +262,18 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_identity_pb2.ReleaseWorkspaceRequest, _abc.Awaitable[_identity_pb2.ReleaseWorkspaceResponse]],
     ) -> _abc.Awaitable[_identity_pb2.ReleaseWorkspaceResponse]:
         """End a claim. Idempotent. Called by the vault."""
+
+    @_abc_1.abstractmethod
+    def ReportWorkspace(
+        self,
+        request: _identity_pb2.ReportWorkspaceRequest,
+        context: _aio.ServicerContext[_identity_pb2.ReportWorkspaceRequest, _abc.Awaitable[_identity_pb2.ReportWorkspaceResponse]],
+    ) -> _abc.Awaitable[_identity_pb2.ReportWorkspaceResponse]:
+        """Say whether a claimed workspace needs a reinstall, because Slack renews its
+        token no more. Idempotent. Called by the vault.
+
+        The claim of another installation stays as it is.
+        """
 
     @_abc_1.abstractmethod
     def ListWorkspaces(
