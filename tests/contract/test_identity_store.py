@@ -406,6 +406,41 @@ async def test_a_claim_shows_that_it_needs_a_reinstall(stage: Stage) -> None:
     ]
 
 
+async def test_a_notice_is_taken_once(stage: Stage) -> None:
+    """Of many who take it one gets it; a recovery or a new claim makes room for the next."""
+    installation_id = uuid4()
+    claim = _claim(NORTHWIND, TEAM, installation_id)
+    workspace = (await stage.store.claim(claim, ORIGIN)).workspace.workspace
+    mapping = await _link(stage.store, workspace)
+    event = AuditEvent("grant.issued", ORIGIN)
+
+    async def report(*, needs_reinstall: bool) -> None:
+        await stage.store.set_needs_reinstall(
+            TEAM, installation_id, ORIGIN, needs_reinstall=needs_reinstall
+        )
+
+    async def take() -> int:
+        tries = [stage.store.take_notice(workspace, event) for _ in range(3)]
+        return sum(await asyncio.gather(*tries))
+
+    assert await stage.store.list_due_notices(10) == []
+    assert await take() == 0
+    await report(needs_reinstall=True)
+    [due] = await stage.store.list_due_notices(10)
+    assert due.workspace.workspace_id == workspace.workspace_id
+    assert [reader.mapping_id for reader in due.readers] == [mapping.mapping_id]
+    assert await take() == 1
+    assert await stage.store.list_due_notices(10) == []
+    await report(needs_reinstall=False)
+    await report(needs_reinstall=True)
+    assert await take() == 1
+    await stage.store.claim(claim, ORIGIN)
+    assert await take() == 0
+    await report(needs_reinstall=True)
+    assert await take() == 1
+    assert (await stage.audited()).count("grant.issued") == 3
+
+
 async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) -> None:
     """A late release of an older install leaves the newer claim; a repeated one does nothing."""
     old, new = uuid4(), uuid4()

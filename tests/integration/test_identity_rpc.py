@@ -191,6 +191,26 @@ async def test_the_vault_says_which_workspace_needs_a_reinstall(house: House) ->
         await house.workspaces("gateway-edge").ReportWorkspace(report, timeout=TIMEOUT_S)
 
 
+async def test_the_worker_takes_a_notice_once(house: House) -> None:
+    """RF-09: a grant for one message to one administrator who is linked; then nothing more."""
+    await house.claim("user_ada")
+    await house.redeem("user_ada", await house.code(), confirmed=True)
+    report = pb.ReportWorkspaceRequest(
+        installation_id=INSTALLATION, slack_team_id="T0NORTHWIND", needs_reinstall=True
+    )
+    await house.workspaces("token-vault").ReportWorkspace(report, timeout=TIMEOUT_S)
+    worker, request = house.workspaces("gateway-worker"), pb.TakeNoticesRequest()
+    [notice] = (await worker.TakeNotices(request, timeout=TIMEOUT_S)).notices
+    grant = verify_admin_grant(notice.grant, house.keys.identity, now=datetime.now(UTC))
+    assert (grant.purpose, grant.user_id, grant.workspace) == (
+        AdminPurpose.NOTICE,
+        "user_ada",
+        TEAM,
+    )
+    assert notice.slack_user_id == "U0MIA"
+    assert not (await worker.TakeNotices(request, timeout=TIMEOUT_S)).notices
+
+
 async def test_a_claim_moves_into_the_enterprise_its_workspace_joined(house: House) -> None:
     """Without a grant the vault moves the claim of an install, and can make or take none."""
     before = (await house.claim()).workspace

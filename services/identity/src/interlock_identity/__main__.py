@@ -38,6 +38,7 @@ from interlock_identity.issuing import Issuing
 from interlock_identity.linking import Linking
 from interlock_identity.membership import MembershipSource, RememberedMembership
 from interlock_identity.migrations import DATABASE
+from interlock_identity.noticing import Noticing
 from interlock_identity.offboarding import Offboarding
 from interlock_identity.retention import Retention
 from interlock_identity.rpc import CALLERS, CAPS, add_services, record_refusals
@@ -167,6 +168,13 @@ class _Parts:
             linking=self._linking(),
             workspaces=self._workspaces(),
             issuing=self._issuing(),
+            noticing=Noticing(
+                notices=self.store,
+                membership=self._remembered(),
+                grant_keys=self._keys.grants,
+                clock=self._clock,
+                new_id=_new_id,
+            ),
             offboarding=self.offboarding,
             trail=self.trail,
             record=self._audit,
@@ -215,12 +223,15 @@ class _Parts:
             new_id=_new_id,
         )
 
-    def _issuing(self) -> Issuing:
+    def _remembered(self) -> RememberedMembership:
         life = timedelta(seconds=self._settings.membership_cache_seconds)
+        return RememberedMembership(self._membership, self._clock, life=life)
+
+    def _issuing(self) -> Issuing:
         return Issuing(
             workspaces=self.store,
             links=self.store,
-            membership=RememberedMembership(self._membership, self._clock, life=life),
+            membership=self._remembered(),
             audit=self._audit,
             grant_keys=self._keys.grants,
             user_token_keys=self._keys.user_tokens,

@@ -45,6 +45,7 @@ from interlock_identity.domain.workspaces import (
 )
 from interlock_identity.issuing import Errand, Issuing
 from interlock_identity.linking import Linking
+from interlock_identity.noticing import Noticing
 from interlock_identity.offboarding import Offboarding
 from interlock_identity.sessions import Sessions
 from interlock_identity.workspaces import InstallFacts, Workspaces
@@ -102,6 +103,7 @@ CALLERS: CallerTable = {
     f"/{_WORKSPACE_SERVICE}/ClaimWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReleaseWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReportWorkspace": _VAULT,
+    f"/{_WORKSPACE_SERVICE}/TakeNotices": _WORKER,
     f"/{_WORKSPACE_SERVICE}/ListWorkspaces": _EDGE,
     f"/{_WORKSPACE_SERVICE}/GetAgentDefaults": _EDGE,
     f"/{_WORKSPACE_SERVICE}/SetAgentDefault": _EDGE,
@@ -339,9 +341,10 @@ class LinkRpc(services.LinkServiceServicer):
 class WorkspaceRpc(services.WorkspaceServiceServicer):
     """Serve `WorkspaceService`; its contract is in the proto."""
 
-    def __init__(self, door: _Door, workspaces: Workspaces) -> None:
+    def __init__(self, door: _Door, workspaces: Workspaces, noticing: Noticing) -> None:
         self._door = door
         self._workspaces = workspaces
+        self._noticing = noticing
 
     async def ClaimWorkspace(
         self, request: pb.ClaimWorkspaceRequest, context: _Context
@@ -378,6 +381,22 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
             needs_reinstall=request.needs_reinstall,
         )
         return pb.ReportWorkspaceResponse(was_claimed=was_claimed)
+
+    async def TakeNotices(
+        self, request: pb.TakeNoticesRequest, context: _Context
+    ) -> pb.TakeNoticesResponse:
+        """Hand out the notices that are due."""
+        notices = await self._noticing.take(_origin())
+        return pb.TakeNoticesResponse(
+            notices=[
+                pb.Notice(
+                    grant=each.grant.reveal(),
+                    slack_user_id=each.slack_user_id,
+                    workspace_name=each.workspace.name,
+                )
+                for each in notices
+            ]
+        )
 
     async def ListWorkspaces(
         self, request: pb.ListWorkspacesRequest, context: _Context
@@ -531,6 +550,7 @@ def add_services(
     linking: Linking,
     workspaces: Workspaces,
     issuing: Issuing,
+    noticing: Noticing,
     offboarding: Offboarding,
     trail: AuditTrail,
     record: AuditRecord,
@@ -547,7 +567,7 @@ def add_services(
     server.add(services.add_LinkServiceServicer_to_server, LinkRpc(door, linking), _LINK_SERVICE)
     server.add(
         services.add_WorkspaceServiceServicer_to_server,
-        WorkspaceRpc(door, workspaces),
+        WorkspaceRpc(door, workspaces, noticing),
         _WORKSPACE_SERVICE,
     )
     server.add(

@@ -14,6 +14,7 @@ _WORKERS = {
     "IssueUserToken",
     "ResolveAgent",
     "RenewGrant",
+    "TakeNotices",
 }
 _VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace"}
 _OPERATORS = {"ForgetUser", "ForgetOrganization", "ListAuditEvents"}

@@ -3,10 +3,11 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import aiohttp
 import structlog
@@ -41,6 +42,7 @@ from interlock_gateway.worker.config import WorkerSettings
 from interlock_gateway.worker.conversation import Conversation
 from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import LaneDriver, Policy
+from interlock_gateway.worker.notices import send_notices
 from interlock_gateway.worker.ports import Ports
 from interlock_gateway.worker.rpc import WorkerRpc
 from interlock_gateway.worker.speech import Pacing
@@ -51,6 +53,7 @@ CRON_EVERY = timedelta(seconds=30)
 # An answer that was interrupted still has to say so.
 FAREWELL = timedelta(seconds=10)
 SLOW_RPC_CAP = timedelta(seconds=30)
+_DASHBOARD = "/work-apps/slack/"
 
 WAITING = Gauge("interlock_inbox_waiting", "Events not settled yet.", registry=REGISTRY)
 OLDEST = Gauge(
@@ -73,6 +76,7 @@ class _Parts:
     cron: PostgresCron
     server: RpcServer
     policy: Policy
+    notices: Callable[[], Awaitable[int]]
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
@@ -129,6 +133,8 @@ async def _tidy(parts: _Parts) -> None:
     resumed = await repair_lost_asks(parts.ports.waiting, parts.ports.identity)
     if resumed:
         _log.info("lost_asks_repaired", questions=resumed)
+    if sent := await parts.notices():
+        _log.info("notices_sent", notices=sent)
     await parts.cron.sweep()
 
 
@@ -150,9 +156,18 @@ async def _put_together(settings: WorkerSettings) -> AsyncIterator[_Parts]:
         )
         grants, statements = KeysetGrants(keyset, SystemClock()), Statements(pool)
         endings = PostgresEndings(pool, statements)
-        ports = await _open_ports(stack, settings, grants, statements, endings)
+        ports, identity = await _open_ports(stack, settings, grants, statements, endings)
+        notices = partial(
+            send_notices,
+            identity,
+            ports.vault,
+            ports.slack,
+            dashboard=settings.public_url.with_path(_DASHBOARD),
+            sleep=asyncio.sleep,
+        )
         server = _server(settings, ports, grants, statements)
-        yield _Parts(ports, PostgresInbox(pool, policy), PostgresCron(pool), server, policy)
+        inbox, cron = PostgresInbox(pool, policy), PostgresCron(pool)
+        yield _Parts(ports, inbox, cron, server, policy, notices)
 
 
 async def _open_ports(
@@ -161,17 +176,18 @@ async def _open_ports(
     grants: KeysetGrants,
     statements: Statements,
     endings: PostgresEndings,
-) -> Ports:
+) -> tuple[Ports, GrpcIdentity]:
     async def channel(address: str, server: str) -> aio.Channel:
         return await stack.enter_async_context(open_channel(address, settings.tls, server=server))
 
     session = await stack.enter_async_context(
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     )
-    return Ports(
-        identity=GrpcIdentity(
-            await channel(settings.identity_address, "identity"), settings.public_url
-        ),
+    identity = GrpcIdentity(
+        await channel(settings.identity_address, "identity"), settings.public_url
+    )
+    ports = Ports(
+        identity=identity,
         vault=GrpcVault(await channel(settings.vault_address, "token-vault")),
         runner=GrpcRunner(await channel(settings.runner_address, "runner"), SystemClock()),
         slack=SlackWeb(
@@ -185,6 +201,7 @@ async def _open_ports(
         endings=endings,
         open_grant=grants.open_event,
     )
+    return ports, identity
 
 
 def _server(

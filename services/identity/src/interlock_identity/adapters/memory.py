@@ -50,6 +50,7 @@ from interlock_identity.linking import (
     UserAlreadyLinked,
     UserLinkedElsewhere,
 )
+from interlock_identity.noticing import READERS_ASKED, DueNotice
 from interlock_identity.offboarding import Seat
 from interlock_identity.sessions import NotSignedIn
 from interlock_identity.workspaces import (
@@ -98,6 +99,7 @@ class _WorkspaceRow:
     installation_id: UUID
     installed_by: UserId
     released_at: datetime | None = None
+    is_notice_taken: bool = False
 
 
 class MemoryStore:
@@ -263,6 +265,7 @@ class MemoryStore:
             if not before.status.is_claimed:
                 return False
             row.workspace = replace(before, status=status)
+            row.is_notice_taken = row.is_notice_taken and needs_reinstall
             if before.status is not status:
                 event = AuditEvent(
                     f"workspace.became_{status.value}",
@@ -273,6 +276,36 @@ class MemoryStore:
                 self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
             return True
         return False
+
+    async def list_due_notices(self, limit: int) -> Sequence[DueNotice]:
+        """List workspaces of which an administrator has to be told; see NoticeStore."""
+        due: list[DueNotice] = []
+        for row in self._workspaces.values():
+            if not self._is_notice_due(row):
+                continue
+            workspace = row.workspace
+            mappings = await self.list_mappings(
+                workspace.tenant_id, workspace.workspace_id, of_user=None, after=None, limit=10**6
+            )
+            installer = row.installed_by
+            mappings.sort(key=lambda each: (each.person.user_id != installer, each.linked_at))
+            due.append(DueNotice(workspace, tuple(mappings[:READERS_ASKED])))
+        return due[:limit]
+
+    async def take_notice(self, workspace: Workspace, event: AuditEvent) -> bool:
+        """Mark a notice as handed out; see NoticeStore."""
+        for row in self._workspaces.values():
+            is_meant = row.workspace.workspace_id == workspace.workspace_id
+            if is_meant and self._is_notice_due(row):
+                row.is_notice_taken = True
+                self.audit.append(event)
+                return True
+        return False
+
+    @staticmethod
+    def _is_notice_due(row: _WorkspaceRow) -> bool:
+        needs_reinstall = row.workspace.status is WorkspaceStatus.NEEDS_REINSTALL
+        return needs_reinstall and not row.is_notice_taken
 
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:
         """Find the claim on exactly this install."""

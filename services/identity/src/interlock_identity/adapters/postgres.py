@@ -6,7 +6,7 @@ database's, and the wall clock rather than the transaction's start: whoever
 waited for a lock must see what happened meanwhile as the past.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,6 +53,7 @@ from interlock_identity.linking import (
     UserAlreadyLinked,
     UserLinkedElsewhere,
 )
+from interlock_identity.noticing import READERS_ASKED, DueNotice
 from interlock_identity.workspaces import (
     OrganizationNotFound,
     WorkspaceNotFound,
@@ -136,6 +137,7 @@ _CLAIM = text(f"""
             name = excluded.name,
             installation_id = excluded.installation_id,
             released_at = NULL,
+            notice_taken_at = NULL,
             updated_at = clock_timestamp()
         RETURNING *)
     SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM w
@@ -157,7 +159,8 @@ _REPORT = text("""
         FOR UPDATE),
     changed AS (
         UPDATE identity.work_app_slack_workspaces AS x
-        SET status = :status, updated_at = clock_timestamp()
+        SET status = :status, updated_at = clock_timestamp(),
+            notice_taken_at = CASE :status WHEN 'active' THEN NULL ELSE x.notice_taken_at END
         FROM w WHERE x.tenant_id = w.tenant_id AND x.id = w.id AND w.status <> :status
         RETURNING 1)
     SELECT w.tenant_id, w.id, EXISTS (SELECT FROM changed) AS is_new FROM w
@@ -322,6 +325,23 @@ _LIST_MAPPINGS = text(f"""
            OR (m.created_at, m.id) < (CAST(:after_at AS timestamptz), :after_id))
     ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
 """)  # noqa: S608 - Only constants of this module are put together.
+_DUE_NOTICES = text(f"""
+    SELECT {_WORKSPACE_COLUMNS}, w.installed_by_user_id
+    FROM identity.work_app_slack_workspaces AS w
+    WHERE w.client_id = :client_id AND w.status = 'needs_reinstall' AND w.notice_taken_at IS NULL
+    ORDER BY w.updated_at LIMIT :limit
+""")  # noqa: S608 - Only constants of this module are put together.
+_READERS = text(f"""
+    SELECT {_MAPPING_COLUMNS} FROM {_MAPPINGS}
+    WHERE m.tenant_id = :tenant_id AND m.workspace_id = :workspace_id
+    ORDER BY (m.inkeep_user_id = :installed_by) IS TRUE DESC, m.created_at, m.id LIMIT :limit
+""")  # noqa: S608 - Only constants of this module are put together.
+_TAKE_NOTICE = text("""
+    UPDATE identity.work_app_slack_workspaces SET notice_taken_at = clock_timestamp()
+    WHERE tenant_id = :tenant_id AND id = :id
+      AND status = 'needs_reinstall' AND notice_taken_at IS NULL
+    RETURNING true
+""")
 _REMOVE_MAPPING = text(f"""
     DELETE FROM identity.work_app_slack_user_mappings
     WHERE tenant_id = :tenant_id AND id = :id
@@ -497,6 +517,31 @@ class PostgresStore:
                     workspace_id=row["id"],
                 )
                 await record(connection, event)
+            return True
+
+    async def list_due_notices(self, limit: int) -> Sequence[DueNotice]:
+        """List workspaces of which an administrator has to be told; see NoticeStore."""
+        due: list[DueNotice] = []
+        async with self._transaction() as connection:
+            of = {"client_id": CLIENT_ID, "limit": limit}
+            for row in (await connection.execute(_DUE_NOTICES, of)).mappings().all():
+                where = {
+                    "tenant_id": row["tenant_id"],
+                    "workspace_id": row["id"],
+                    "installed_by": row["installed_by_user_id"],
+                    "limit": READERS_ASKED,
+                }
+                readers = (await connection.execute(_READERS, where)).mappings().all()
+                due.append(DueNotice(_workspace(row), tuple(map(_mapping, readers))))
+        return due
+
+    async def take_notice(self, workspace: Workspace, event: AuditEvent) -> bool:
+        """Mark a notice as handed out; see NoticeStore."""
+        of = {"tenant_id": workspace.tenant_id, "id": workspace.workspace_id}
+        async with self._transaction() as connection:
+            if await find(connection, _TAKE_NOTICE, of) is None:
+                return False
+            await record(connection, event)
             return True
 
     async def find_workspace(self, key: WorkspaceKey) -> Workspace | None:

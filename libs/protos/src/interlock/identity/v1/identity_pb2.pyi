@@ -1028,6 +1028,77 @@ class ReportWorkspaceResponse(_message.Message):
 Global___ReportWorkspaceResponse: _TypeAlias = ReportWorkspaceResponse  # noqa: Y015
 
 @_typing.final
+class TakeNoticesRequest(_message.Message):
+    """Request of WorkspaceService.TakeNotices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeNoticesRequest: _TypeAlias = TakeNoticesRequest  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """What an administrator has to be told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    SLACK_USER_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_NAME_FIELD_NUMBER: _builtins.int
+    grant: _builtins.str
+    """An adminGrant of purpose `notice`."""
+    slack_user_id: _builtins.str
+    """Whom to tell: Slack `U…` or `W…`."""
+    workspace_name: _builtins.str
+    """Of the workspace; untrusted text."""
+    def __init__(
+        self,
+        *,
+        grant: _builtins.str = ...,
+        slack_user_id: _builtins.str = ...,
+        workspace_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "slack_user_id", b"slack_user_id", "workspace_name", b"workspace_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
+class TakeNoticesResponse(_message.Message):
+    """Response of WorkspaceService.TakeNotices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """At most 10."""
+
+    def __init__(
+        self,
+        *,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeNoticesResponse: _TypeAlias = TakeNoticesResponse  # noqa: Y015
+
+@_typing.final
 class ListWorkspacesRequest(_message.Message):
     """Request of WorkspaceService.ListWorkspaces."""
 

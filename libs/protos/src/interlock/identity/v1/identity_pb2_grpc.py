@@ -537,6 +537,11 @@ class WorkspaceServiceStub:
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
                 response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.TakeNotices = channel.unary_unary(
+                '/interlock.identity.v1.WorkspaceService/TakeNotices',
+                request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesRequest.SerializeToString,
+                response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesResponse.FromString,
+                _registered_method=True)
         self.ListWorkspaces = channel.unary_unary(
                 '/interlock.identity.v1.WorkspaceService/ListWorkspaces',
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ListWorkspacesRequest.SerializeToString,
@@ -592,6 +597,17 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeNotices(self, request, context):
+        """Take what administrators have to be told of workspaces that need a reinstall.
+        Called by the worker.
+
+        Each is handed out once, to one administrator who is linked in the workspace,
+        and not again until it was well in between.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkspaces(self, request, context):
         """List the workspaces of the session's tenant. Called by edge.
 
@@ -632,6 +648,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ReportWorkspace,
                     request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.FromString,
                     response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.SerializeToString,
+            ),
+            'TakeNotices': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeNotices,
+                    request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesRequest.FromString,
+                    response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesResponse.SerializeToString,
             ),
             'ListWorkspaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkspaces,
@@ -731,6 +752,33 @@ class WorkspaceService:
             '/interlock.identity.v1.WorkspaceService/ReportWorkspace',
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeNotices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.identity.v1.WorkspaceService/TakeNotices',
+            interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesRequest.SerializeToString,
+            interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesResponse.FromString,
             options,
             channel_credentials,
             insecure,

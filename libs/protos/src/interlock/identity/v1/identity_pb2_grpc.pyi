@@ -223,6 +223,13 @@ class WorkspaceServiceStub:
 
     The claim of another installation stays as it is.
     """
+    TakeNotices: _aio.UnaryUnaryMultiCallable[_identity_pb2.TakeNoticesRequest, _identity_pb2.TakeNoticesResponse]
+    """Take what administrators have to be told of workspaces that need a reinstall.
+    Called by the worker.
+
+    Each is handed out once, to one administrator who is linked in the workspace,
+    and not again until it was well in between.
+    """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListWorkspacesRequest, _identity_pb2.ListWorkspacesResponse]
     """List the workspaces of the session's tenant. Called by edge.
 
@@ -273,6 +280,19 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         token no more. Idempotent. Called by the vault.
 
         The claim of another installation stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def TakeNotices(
+        self,
+        request: _identity_pb2.TakeNoticesRequest,
+        context: _aio.ServicerContext[_identity_pb2.TakeNoticesRequest, _abc.Awaitable[_identity_pb2.TakeNoticesResponse]],
+    ) -> _abc.Awaitable[_identity_pb2.TakeNoticesResponse]:
+        """Take what administrators have to be told of workspaces that need a reinstall.
+        Called by the worker.
+
+        Each is handed out once, to one administrator who is linked in the workspace,
+        and not again until it was well in between.
         """
 
     @_abc_1.abstractmethod
