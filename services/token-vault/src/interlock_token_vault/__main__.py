@@ -49,7 +49,7 @@ from interlock_token_vault.adapters.restore_staging import RestoreStaging
 from interlock_token_vault.adapters.rows import Pool
 from interlock_token_vault.adapters.slack_oauth import SlackOAuth, open_slack
 from interlock_token_vault.adapters.slack_rotation import SlackRotation
-from interlock_token_vault.adapters.spool import open_spool
+from interlock_token_vault.adapters.spool import FileInstallSpool, open_spool
 from interlock_token_vault.app_installations import AppInstallations
 from interlock_token_vault.app_keys import AppKeys
 from interlock_token_vault.auditing import (
@@ -439,6 +439,7 @@ def build_server(
         new_id=uuid4,
         connections=parts.nango,
         integration=settings.nango_integration,
+        spool=FileInstallSpool(settings.spool_dir) if settings.spool_dir else None,
     )
     server = RpcServer(
         listen=settings.listen,

@@ -170,6 +170,35 @@ class Slack(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SpooledInstall:
+    """What an exchange gave, sealed, while the database does not take it."""
+
+    grant_id: str
+    installation: Installation
+    tokens: tuple[SealedToken, ...]
+
+
+class InstallSpool(Protocol):
+    """A place on a disk of this process's own, for tokens that are not in the database yet."""
+
+    async def put(self, spooled: SpooledInstall) -> None:
+        """Keep what an exchange gave; again is fine.
+
+        Raises:
+            SpoolFull: The disk does not take it.
+        """
+        ...
+
+    async def list_left(self) -> Sequence[SpooledInstall]:
+        """List what is kept, the oldest first."""
+        ...
+
+    async def clear(self, grant_id: str) -> None:
+        """Forget what is in the database now."""
+        ...
+
+
 class Claims(Protocol):
     """Identity's word on whose a workspace is."""
 

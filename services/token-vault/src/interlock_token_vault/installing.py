@@ -67,13 +67,16 @@ from interlock_token_vault.install_ports import (
     Claims,
     InstallAsk,
     Installed,
+    InstallSpool,
     InstallStore,
     PendingInstall,
     Slack,
     SlackApp,
+    SpooledInstall,
     StaleGeneration,
     TokenDead,
 )
+from interlock_token_vault.rotation_ports import SpoolFull
 from interlock_token_vault.vault import DatabaseUnavailable, DataKey, KekDisabled, Keys, Loaded
 
 # A token that Slack gave out must be written down: about 8 s of trying fit
@@ -112,6 +115,7 @@ class Installing:
     Args:
         connections: Nango, where it is configured.
         integration: The app's integration at Nango.
+        spool: Keeps what the database does not take; without it such a token is lost.
         new_id: Makes ids of installations and leases.
         sleep: Waits between tries to save a token.
     """
@@ -128,6 +132,7 @@ class Installing:
         new_id: Callable[[], UUID],
         connections: Connections | None = None,
         integration: str = "",
+        spool: InstallSpool | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._store = store
@@ -139,6 +144,7 @@ class Installing:
         self._new_id = new_id
         self._connections = connections
         self._integration = integration
+        self._spool = spool
         self._sleep = sleep
         self._running: set[asyncio.Task[Installed]] = set()
 
@@ -327,6 +333,7 @@ class Installing:
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
+        await self._replay()
         for attempt in await self._store.list_unfinished(_SWEEP_BATCH):
             origin = Origin(
                 actor="token-vault",
@@ -454,18 +461,52 @@ class Installing:
                     pending.attempt.grant_id, pending.installation, pending.tokens, event
                 )
             except DatabaseUnavailable:
+                await self._keep_beside(pending)
                 if pause is None:
-                    # The attempt stays on record as exchanging. Slack answers
-                    # the same token to the next install of the workspace.
+                    # The attempt stays on record as exchanging; the sweep goes on
+                    # with what is in the spool.
                     _log.error("install_token_not_saved", grant_id=pending.attempt.grant_id)
                     raise
                 await self._sleep(pause.total_seconds())
             except InstallInProgress:
                 # Given up for lost by another call; ours must not live on unrecorded.
                 await self._revoke_unsaved(credential.token, origin)
+                await self._forget_beside(pending.attempt.grant_id)
                 raise
             else:
+                await self._forget_beside(pending.attempt.grant_id)
                 return
+
+    async def _keep_beside(self, pending: PendingInstall) -> None:
+        """Write a sealed token to our own disk: we may end before the database is back."""
+        if self._spool is None:
+            return
+        try:
+            await self._spool.put(
+                SpooledInstall(pending.attempt.grant_id, pending.installation, pending.tokens)
+            )
+        except SpoolFull as error:
+            _log.error("install_not_spooled", reason=error.reason)
+
+    async def _forget_beside(self, grant_id: str) -> None:
+        if self._spool is not None:
+            await self._spool.clear(grant_id)
+
+    async def _replay(self) -> None:
+        """Store what the database did not take when it came; the sweep then finishes it."""
+        for spooled in await self._spool.list_left() if self._spool else ():
+            origin = Origin(actor="token-vault", rpc="spool", grant_id=spooled.grant_id)
+            event = _event("install.sealed", origin, spooled.installation, spooled.tokens[0])
+            try:
+                await self._store.save_pending(
+                    spooled.grant_id, spooled.installation, spooled.tokens, event
+                )
+            except (InstallInProgress, InstallNotOpen) as over:
+                # Its attempt has ended without it, and with that its data key.
+                _log.error("spooled_install_lost", grant_id=spooled.grant_id, reason=over.reason)
+                lost = replace(event, action="install.lost", outcome=over.reason)
+                await self._store.record([lost])
+            await self._forget_beside(spooled.grant_id)
 
     async def _resume(self, grant_id: str, origin: Origin) -> Installed:
         """Finish a pending install that an earlier call began."""

@@ -21,16 +21,22 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from interlock_chassis.errors import ConfigError
+from interlock_chassis.errors import ConfigError, ServiceError
 from interlock_token_vault.domain.envelope import SealedBytes, SealedToken
 from interlock_token_vault.domain.installation import (
+    ClientId,
     DekId,
+    Installation,
     InstallationId,
+    InstallationKey,
+    InstallationState,
+    TenantId,
     TokenKind,
     TokenRef,
     TokenSlot,
 )
 from interlock_token_vault.domain.rotation import AnswerFacts, Chain
+from interlock_token_vault.install_ports import SpooledInstall
 from interlock_token_vault.rotation_ports import SealedAnswer, SealedPair, Slot, SpoolFull
 
 VARIABLE = "INTERLOCK_SPOOL_DIR"
@@ -41,6 +47,7 @@ _SLOT_BYTES = 16 * 1024
 _CAPACITY = 256
 _VERSION = 1
 _FREE, _WRITTEN, _BROKEN = ".slot", ".answer", ".broken"
+_INSTALL = ".install"
 
 _log = structlog.get_logger()
 
@@ -132,6 +139,57 @@ class FileSlot:
         _sync(written.parent)
 
 
+class FileInstallSpool:
+    """An InstallSpool in the folder of a FileSpool, under a suffix of its own.
+
+    Args:
+        folder: On a disk that outlives the process; this process's alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, spooled: SpooledInstall) -> None:
+        """Keep what an exchange gave; see InstallSpool."""
+        path = self._path(spooled.grant_id)
+        beside = path.with_suffix(_FREE)
+        try:
+            # Not in a thread: what is in memory only is what a crash loses.
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, _encode_install(spooled), 0)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            beside.rename(path)
+            _sync(self._folder)
+        except OSError as error:
+            raise SpoolFull from error
+
+    async def list_left(self) -> Sequence[SpooledInstall]:
+        """List what is kept; see InstallSpool."""
+        left: list[SpooledInstall] = []
+        paths = self._folder.glob(f"*{_INSTALL}")
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+            try:
+                left.append(_decode_install(path.read_bytes()))
+            except (ValueError, KeyError, TypeError, ServiceError):
+                path.rename(path.with_suffix(_BROKEN))
+                _log.error("spooled_answer_broken", file=path.name)
+        return left
+
+    async def clear(self, grant_id: str) -> None:
+        """Forget an install; see InstallSpool."""
+        try:
+            self._path(grant_id).unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("spool_slot_not_cleared", errno=error.errno)
+
+    def _path(self, grant_id: str) -> Path:
+        # A grant's id is no name of a file.
+        return self._folder / f"{hashlib.sha256(grant_id.encode()).hexdigest()[:32]}{_INSTALL}"
+
+
 @contextmanager
 def open_spool(folder: Path) -> Iterator[FileSpool]:
     """Open a spool, for this process alone; what was only reserved before is free again.
@@ -191,7 +249,7 @@ def _encode(answer: SealedAnswer) -> bytes:
             "refresh": _half(answer.pair.refresh),
         }
     ).encode()
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return _signed(body)
 
 
 def _half(token: SealedToken) -> dict[str, Any]:
@@ -205,18 +263,77 @@ def _half(token: SealedToken) -> dict[str, Any]:
     }
 
 
+def _signed(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _encode_install(spooled: SpooledInstall) -> bytes:
+    installation = spooled.installation
+    key = installation.key
+    return _signed(
+        json.dumps(
+            {
+                "version": _VERSION,
+                "grant_id": spooled.grant_id,
+                "installation_id": str(installation.id),
+                "name_at_slack": [key.client_id, key.app_id, key.enterprise_id, key.team_id],
+                "tenant_id": installation.tenant_id,
+                "generation": installation.generation,
+                "name": installation.name,
+                "bot_user_id": installation.bot_user_id,
+                "bot_scopes": installation.bot_scopes,
+                "tokens": [
+                    {"slot": token.slot.value, "user_id": token.user_id} | _half(token)
+                    for token in spooled.tokens
+                ],
+            }
+        ).encode()
+    )
+
+
+def _decode_install(document: bytes) -> SpooledInstall:
+    """Read an install.
+
+    Raises:
+        ValueError, KeyError, TypeError, ServiceError: It is not one that was written whole.
+    """
+    read = _read_signed(document)
+    client_id, app_id, enterprise_id, team_id = read["name_at_slack"]
+    installation = Installation(
+        id=InstallationId(UUID(read["installation_id"])),
+        key=InstallationKey(ClientId(client_id), app_id, enterprise_id, team_id),
+        tenant_id=TenantId(read["tenant_id"]),
+        state=InstallationState.PENDING,
+        generation=read["generation"],
+        name=read["name"],
+        bot_user_id=read["bot_user_id"],
+        bot_scopes=tuple(read["bot_scopes"]),
+        installed_at=None,
+    )
+    tokens = tuple(
+        _Half(each).read(Chain(installation.id, each["user_id"]), TokenSlot(each["slot"]))
+        for each in read["tokens"]
+    )
+    return SpooledInstall(read["grant_id"], installation, tokens)
+
+
+def _read_signed(document: bytes) -> Mapping[str, Any]:
+    digest, _, body = document.rstrip(b"\n").partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError("not what was written")
+    read: Mapping[str, Any] = json.loads(body)
+    if read["version"] != _VERSION:
+        raise ValueError("of another version")
+    return read
+
+
 def _decode(document: bytes) -> SealedAnswer:
     """Read an answer.
 
     Raises:
         ValueError, KeyError, TypeError: It is not one that was written whole.
     """
-    digest, _, body = document.rstrip(b"\n").partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise ValueError("not what was written")
-    read = json.loads(body)
-    if read["version"] != _VERSION:
-        raise ValueError("of another version")
+    read = _read_signed(document)
     chain = Chain(InstallationId(UUID(read["installation_id"])), read["user_id"])
     pair = SealedPair(
         _Half(read["access"]).read(chain, TokenSlot.ACCESS),
