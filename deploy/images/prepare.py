@@ -1,8 +1,14 @@
 """Make the keys, certificates and databases of an installation.
 
 python prepare.py keys            into /prepared, a folder for each process; for compose
+python prepare.py renew           as `keys`, with new certificates for everybody
+python prepare.py rotate NAME     as `keys`, with a new signing key; see below
 python prepare.py databases       roles, databases and tables, from /run/interlock
 python prepare.py secrets         as `keys`, into Secrets of the pod's own namespace
+
+NAME is `csrf-key`, which is replaced at once, or `edge-grants`, `identity-grants` or
+`user-tokens`: their new key signs from ROTATE_AFTER_SECONDS on (default 3600), so restart
+whoever reads the keyset before then. The old key verifies for 25 hours more.
 
 Each can be repeated: what is there is kept, what is missing is made. `keys` and `secrets`
 hold every key of the installation while they run, so they are for one machine and for
@@ -17,6 +23,7 @@ import secrets
 import ssl
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -59,6 +66,20 @@ _SUPERUSER = "postgres"
 _DATABASE_HOST = "postgres:5432"
 # Everybody finds the authority's certificate there.
 _TLS_QUERY = f"sslmode=verify-full&sslrootcert={MINE}/ca.crt"
+
+EDGE_GRANTS = "edge-grants.json"
+IDENTITY_GRANTS = "identity-grants.json"
+USER_TOKENS = "user-token-keys.json"
+
+ROTATABLE = {
+    "edge-grants": EDGE_GRANTS,
+    "identity-grants": IDENTITY_GRANTS,
+    "user-tokens": USER_TOKENS,
+}
+"""Keysets whose key can be replaced while everything runs, by name."""
+
+# A grant is renewed for 24 hours, and lives for 15 minutes after that.
+_VERIFIES_ON_S = 25 * 3600
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # sysexits.h: wrong use.
@@ -128,10 +149,10 @@ def make_files(keep: Path) -> dict[str, dict[str, str]]:
 
 def _service_files(keys: Keys) -> dict[str, dict[str, str]]:
     edge_grants = keys.keyset(
-        "edge-grants.json", lambda: generate_ed25519_key("edge-1", [Family.SLACK_GRANT])
+        EDGE_GRANTS, lambda: generate_ed25519_key("edge-1", [Family.SLACK_GRANT])
     )
     identity_grants = keys.keyset(
-        "identity-grants.json",
+        IDENTITY_GRANTS,
         lambda: generate_ed25519_key(
             "identity-1", [Family.RENEWED_GRANT, Family.ADMIN_GRANT, Family.INSTALL_GRANT]
         ),
@@ -144,7 +165,8 @@ def _service_files(keys: Keys) -> dict[str, dict[str, str]]:
     ).public()
     [identity_role] = IDENTITY_DATABASE.roles
     return {
-        "gateway-edge": {
+        "gateway-edge": _previous_signing_secret()
+        | {
             "database-url": keys.database_url(EDGE_ROLE, GATEWAY_DATABASE.name),
             "slack-signing-secret": keys.given("signing_secret", keys.random),
             "grant-keys.json": edge_grants,
@@ -174,6 +196,12 @@ def _service_files(keys: Keys) -> dict[str, dict[str, str]]:
     }
 
 
+def _previous_signing_secret() -> dict[str, str]:
+    path = GIVEN / "previous_signing_secret"
+    found = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return {"slack-previous-signing-secret": found} if found else {}
+
+
 def _audit_public_key(keys: Keys) -> str:
     pem = keys.text(AUDIT_KEY, create_checkpoint_key)
     return Ed25519Signer.from_pem(Secret(pem)).public_pem
@@ -188,7 +216,7 @@ def _local_keyset(keys: Keys) -> str:
 
 def _user_token_keys(keys: Keys) -> str:
     return keys.given(
-        "user-token-keys.json",
+        USER_TOKENS,
         lambda name: keys.keyset(
             name, lambda: generate_hs256_key("platform-1", [Family.SLACK_USER])
         ),
@@ -225,6 +253,8 @@ def _sandbox_files(keys: Keys) -> dict[str, str]:
         "membership_database_url_file": f"{MINE}/membership-database-url",
         "trusted_origins": [edge],
     }
+    if state := os.environ.get("PREPARE_SANDBOX_STATE"):
+        config["state_file"] = state
     return {
         "sandbox.json": json.dumps(config, indent=1),
         "slack-client-secret": keys.given("client_secret", keys.random),
@@ -251,7 +281,7 @@ def write_folders(out: Path) -> None:
             os.chown(path, USER_ID, USER_ID)
         folder.chmod(0o700)
         os.chown(folder, USER_ID, USER_ID)
-    for name in ("audit-checkpoints", "operator-files", "spool"):
+    for name in ("audit-checkpoints", "operator-files", "spool", "sandbox-state"):
         folder = out / name
         folder.mkdir(mode=0o700, exist_ok=True)
         os.chown(folder, USER_ID, USER_ID)
@@ -267,6 +297,35 @@ def _write_keyset(out: Path, text: str) -> None:
     for each in (folder, path):
         os.chown(each, USER_ID, USER_ID)
     folder.chmod(0o700)
+
+
+def renew_certificates(keep: Path) -> None:
+    """Forget the certificates in use, and not their authority: all are issued anew."""
+    for path in keep.glob("*.crt"):
+        if path.name != "ca.crt":
+            path.unlink()
+
+
+def rotate_key(path: Path, *, starts_after_s: int, now: float) -> None:
+    """Add a key to a keyset; it takes the place of the one that signs.
+
+    Keys that nothing can be verified with any more are left out.
+
+    Args:
+        path: The keyset.
+        starts_after_s: When the new key begins to sign, in seconds from now.
+        now: In seconds since 1970.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8"))["keys"]
+    starts = int(now) + starts_after_s
+    rows = [row for row in rows if row.get("retire_after", starts) > now]
+    signing = max(rows, key=lambda row: row.get("not_before", 0))
+    number = 1 + max(int(row["kid"].rpartition("-")[2]) for row in rows)
+    generate = generate_hs256_key if signing["kty"] == "oct" else generate_ed25519_key
+    families = [Family(each) for each in signing["families"]]
+    new = generate(f"{signing['kid'].rpartition('-')[0]}-{number}", families)
+    signing["retire_after"] = starts + _VERIFIES_ON_S
+    write_private(path, json.dumps({"keys": [*rows, new | {"not_before": starts}]}))
 
 
 async def prepare_databases(mine: Path) -> None:
@@ -375,6 +434,20 @@ def main() -> int:
     """Do what the argument says; 2 when it says nothing we know."""
     match sys.argv[1:]:
         case ["keys"]:
+            write_folders(PREPARED)
+        case ["renew"]:
+            renew_certificates(PREPARED / AUTHORITY)
+            write_folders(PREPARED)
+        case ["rotate", "csrf-key"]:
+            (PREPARED / AUTHORITY / "csrf-key").unlink(missing_ok=True)
+            write_folders(PREPARED)
+        case ["rotate", name] if name in ROTATABLE:
+            path = PREPARED / AUTHORITY / ROTATABLE[name]
+            if not path.is_file():
+                _say(f"there is no {path.name} of ours: it came from elsewhere, or nothing did yet")
+                return 1
+            after = int(os.environ.get("ROTATE_AFTER_SECONDS", "3600"))
+            rotate_key(path, starts_after_s=after, now=time.time())
             write_folders(PREPARED)
         case ["databases"]:
             asyncio.run(prepare_databases(MINE))

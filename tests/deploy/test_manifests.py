@@ -287,6 +287,18 @@ def test_pods_are_restricted(rendered: Rendered) -> None:
             assert not any("hostPort" in port for port in container.get("ports", ()))
 
 
+def test_the_vault_has_room_for_a_restore(rendered: Rendered) -> None:
+    """The vault stages a backup in /tmp, which a read-only root would not let it."""
+    [vault] = [each for each in rendered.workloads() if each.name == "token-vault"]
+    [name] = [
+        each["name"]
+        for each in vault.main["volumeMounts"]
+        if each["mountPath"] == "/tmp"  # noqa: S108 - The image's.
+    ]
+    [volume] = [each for each in vault.pod["volumes"] if each["name"] == name]
+    assert volume["emptyDir"]["sizeLimit"]
+
+
 def test_accounts_are_distinct_and_hold_no_token(rendered: Rendered) -> None:
     """No two services share a ServiceAccount; only the job that makes Secrets gets a token."""
     serving = [each for each in rendered.workloads() if each.kind in {"Deployment", "StatefulSet"}]

@@ -85,10 +85,14 @@ class Journey:
     Args:
         urls: Where the product answers.
         http: For the sandbox's control routes.
+        patience: How long to wait for what the product does by itself.
     """
 
-    def __init__(self, urls: Urls, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, urls: Urls, http: aiohttp.ClientSession, *, patience: timedelta = _PATIENCE
+    ) -> None:
         self._urls = urls
+        self._patience = patience
         self._http = http
         self._link_codes: list[str] = []
 
@@ -152,7 +156,7 @@ class Journey:
                 return url
             return None
 
-        return await _until("no prompt to link came", look)
+        return await self._until("no prompt to link came", look)
 
     async def link(self, browser: Browser, url: str, person: Somebody) -> Page:
         """Open the link, sign in, confirm, and return the page that says it is done."""
@@ -184,7 +188,7 @@ class Journey:
                     return Answer(text, tuple(lengths))
             return None
 
-        return await _until("no finished answer came", look)
+        return await self._until("no finished answer came", look)
 
     async def read_audit(self, browser: Browser) -> Page:
         """Open the audit page of the workspace, from the dashboard."""
@@ -214,6 +218,16 @@ class Journey:
         form = page.require().find_form("/sign-in")
         return (await browser.submit(page, form, {"person": person.account})).require(person.name)
 
+    async def _until(self, failure: str, look: Callable[[], Awaitable[T | None]]) -> T:
+        """Look again and again until something is seen."""
+        seconds = self._patience.total_seconds()
+        deadline = time.monotonic() + seconds
+        while (seen := await look()) is None:
+            if time.monotonic() > deadline:
+                raise JourneyFailed(f"{failure} within {seconds:.0f} s")
+            await asyncio.sleep(_POLL_S)
+        return seen
+
     async def _messages(self, question: Question) -> list[Json]:
         asker = question.asker.slack_user
         query = f"team={TEAM}&channel={question.channel}&user={asker}"
@@ -239,16 +253,6 @@ class Journey:
             response.raise_for_status()
             answer: Json = await response.json()
             return answer
-
-
-async def _until(failure: str, look: Callable[[], Awaitable[T | None]]) -> T:
-    """Look again and again until something is seen."""
-    deadline = time.monotonic() + _PATIENCE.total_seconds()
-    while (seen := await look()) is None:
-        if time.monotonic() > deadline:
-            raise JourneyFailed(f"{failure} within {_PATIENCE.total_seconds():.0f} s")
-        await asyncio.sleep(_POLL_S)
-    return seen
 
 
 def _link_urls(node: object) -> Iterator[str]:
