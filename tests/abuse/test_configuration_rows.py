@@ -85,17 +85,6 @@ PLAIN: dict[str, dict[str, str]] = {
 """What each process is told beside files and what all are told."""
 
 _DATABASE = f"postgresql://role:{CANARY}@db.example:5432/db"
-_DOCUMENTS = frozenset(
-    {
-        "grant_keys_file",
-        "grant_public_keys_file",
-        "user_token_keys_file",
-        "registered_apps_file",
-        "audit_checkpoint_key_file",
-        "audit_checkpoint_credentials_file",
-    }
-)
-"""Files that an editor may end with a newline."""
 
 
 def _fields_of(process: str, kind: object) -> list[str]:
@@ -111,6 +100,12 @@ def _parts(annotation: object) -> list[object]:
 def _secrets_of(process: str) -> list[str]:
     """Name the settings that are files with a secret in them."""
     return _fields_of(process, Secret[str])
+
+
+def _is_document(process: str, name: str) -> bool:
+    """Tell a file that an editor may end with a newline."""
+    field = SETTINGS[process].model_fields[name]
+    return "_document_secret" in repr([*field.metadata, *_parts(field.annotation)])
 
 
 def _write(folder: Path, name: str, content: str | bytes) -> str:
@@ -131,7 +126,7 @@ def environ(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
         content = f"{CANARY}-{name}-{'x' * 32}"
         if name.endswith("database_url_file"):
             content = f"{_DATABASE}?sslmode=verify-full"
-        elif name in _DOCUMENTS:
+        elif _is_document(process, name):
             content = json.dumps({"keys": []}) + "\n"
         values[name] = _write(tmp_path, name, content)
     return {variable_of(name): value for name, value in values.items()}
@@ -165,7 +160,7 @@ def test_a_secret_that_is_none_stops_the_start(
             _refused(process, environ, name, _write(tmp_path, "bad", content))
         _refused(process, environ, name, str(tmp_path / "nowhere"))
         _refused(process, environ, name, "")
-        if name not in _DOCUMENTS:
+        if not _is_document(process, name):
             error = _refused(process, environ, name, _write(tmp_path, "bad", f"{CANARY}\n"))
             assert "newline" in error.problem
         if SETTINGS[process].model_fields[name].is_required():
