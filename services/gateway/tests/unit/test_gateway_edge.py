@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from interlock_chassis.secret import Secret
 from interlock_gateway.adapters.edge_keys import HmacKeys
 from interlock_gateway.edge.csrf import CsrfTokens, FormRefused, require_own_page
 from interlock_gateway.edge.http import is_plain_path
-from interlock_gateway.edge.linking import LinkCodeUnusable, Linking, TooManyAttempts
+from interlock_gateway.edge.linking import LinkCodeUnusable, Linking, Receipt, TooManyAttempts
 from interlock_gateway.edge.pages import MAX_SHOWN_CHARS, shown
 from interlock_gateway.edge.ports import (
     Identity,
@@ -265,3 +267,29 @@ def test_the_policy_lets_forms_end_at_slack_and_at_the_auth_server() -> None:
         "form-action 'self' https://slack.com https://auth.example https://*.slack.com"
     )
     assert addresses.hosts == {"interlock.example", "interlock.example:443"}
+
+
+@given(
+    name=st.text(max_size=80),
+    ids=st.lists(st.text(string.ascii_letters + "_", max_size=64), min_size=4, max_size=4),
+    was_linked=st.booleans(),
+    is_answering=st.none() | st.booleans(),
+)
+def test_a_receipt_fits_a_cookie_and_comes_back(
+    name: str, ids: list[str], *, was_linked: bool, is_answering: bool | None
+) -> None:
+    """Whatever a workspace is called: plain letters, within what browsers keep, unchanged."""
+    code, workspace, team, user = ids
+    receipt = Receipt(
+        code_sha256=code,
+        workspace_id=workspace,
+        slack_team_id=team,
+        name=name,
+        slack_user_id=user,
+        was_linked=was_linked,
+        is_answering=is_answering,
+    )
+    text = receipt.to_text()
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", text)
+    assert len(text) < 3500
+    assert Receipt.from_text(text) == receipt
