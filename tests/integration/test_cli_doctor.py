@@ -129,7 +129,8 @@ class Site:
         found = {
             f"INTERLOCK_{name.upper()}": text for name, text in known.items() if name in fields
         }
-        return found | {f"INTERLOCK_{name.upper()}": text for name, text in self.changes.items()}
+        found |= {f"INTERLOCK_{name.upper()}": text for name, text in self.changes.items()}
+        return {name: text for name, text in found.items() if text}
 
     def _tls(self, process: str) -> dict[str, str]:
         files = self.authority.issue(process, self.folder / process)
@@ -336,6 +337,20 @@ CHANGES: dict[str, tuple[str, Callable[[Site], dict[str, str]], str, str]] = {
         "INTERLOCK_SPOOL_DIR",
         "no folder that this process may write to",
     ),
+    "bucket": (
+        "token-vault",
+        lambda site: {
+            "audit_checkpoint_dir": "",
+            "audit_checkpoint_url": "s3://no-such-bucket/vault",
+            "audit_checkpoint_region": "eu-west-1",
+            "audit_checkpoint_endpoint": f"http://127.0.0.1:{site.ports['outside']}",
+            "audit_checkpoint_credentials_file": site.file(
+                "bucket.json", '{"access_key_id": "a", "secret_access_key": "b"}'
+            ),
+        },
+        "INTERLOCK_AUDIT_CHECKPOINT_URL",
+        "cannot be listed",
+    ),
     "retired-key": (
         "gateway-edge",
         lambda site: {
@@ -464,6 +479,31 @@ async def test_something_else_than_slack_is_found(site: Site) -> None:
     site.outside.is_slack = False
     [found] = await _faults(site, "gateway-worker")
     assert (found.check, found.variable) == ("Slack", "INTERLOCK_SLACK_API_URL")
+
+
+@pytest.mark.parametrize(
+    ("status", "variable"),
+    [
+        (401, "INTERLOCK_NANGO_SECRET_KEY_FILE"),
+        (404, "INTERLOCK_NANGO_INTEGRATION"),
+        (503, "INTERLOCK_NANGO_URL"),
+    ],
+)
+async def test_what_nango_says_is_laid_at_the_right_setting(
+    site: Site, status: int, variable: str
+) -> None:
+    """A refused key, an unknown integration and a Nango that fails are told apart."""
+    nango = Outside(status=status)
+    async with _serving(nango) as port:
+        site.changes = {
+            "nango_url": f"http://127.0.0.1:{port}",
+            "nango_secret_key_file": site.file("nango", "n" * 32),
+            "nango_webhook_keys_file": site.file("webhook", "w" * 32),
+        }
+        [found] = await _faults(site, "token-vault")
+        assert (found.check, found.variable) == ("Nango", variable)
+        nango.status = 200
+        assert await _faults(site, "token-vault") == []
 
 
 async def test_servers_that_fail_are_found(site: Site) -> None:

@@ -503,7 +503,9 @@ async def _check_folders(settings: VaultSettings, _: Clock) -> list[Finding]:
     found = []
     for field in ("spool_dir", "audit_checkpoint_dir"):
         path: Path | None = getattr(settings, field)
-        if path is None:
+        if path is None and field == "audit_checkpoint_dir" and settings.audit_checkpoint_url:
+            found.append(await _bucket(settings))
+        elif path is None:
             text = "not set; needed in production"
             found.append(Finding("folder", Status.WARNING, text, variable_of(field)))
         elif not os.access(f"{path}/.", os.W_OK | os.X_OK):
@@ -512,6 +514,68 @@ async def _check_folders(settings: VaultSettings, _: Clock) -> list[Finding]:
         else:
             found.append(Finding("folder", Status.OK, f"{path} can be written to"))
     return found
+
+
+async def _bucket(settings: VaultSettings) -> Finding:
+    """Read the newest checkpoints, as the vault does when it starts."""
+    # It takes time to load, and few have a bucket.
+    from interlock_token_vault.adapters.bucket_checkpoints import (  # noqa: PLC0415 - Above.
+        BucketPlace,
+        open_bucket,
+    )
+
+    place = BucketPlace(
+        url=settings.audit_checkpoint_url,
+        endpoint=settings.audit_checkpoint_endpoint,
+        region=settings.audit_checkpoint_region,
+        credentials=settings.audit_checkpoint_credentials_file,
+    )
+    try:
+        async with asyncio.timeout(_SECONDS):
+            chains = await open_bucket(place).load_newest(lambda _: True)
+    except ConfigError as error:
+        return Finding("bucket", Status.FAILED, error.problem, error.variable)
+    except (ServiceError, TimeoutError):
+        text = "the bucket cannot be listed and read; the vault would not start"
+        return Finding("bucket", Status.FAILED, text, variable_of("audit_checkpoint_url"))
+    return Finding("bucket", Status.OK, f"checkpoints of {len(chains)} chains can be read")
+
+
+async def _check_nango(settings: VaultSettings, _: Clock) -> list[Finding]:
+    """Ask Nango for the app's integration, with the key that the vault asks with."""
+    url, key = settings.nango_url, settings.nango_secret_key_file
+    if url is None or key is None:
+        return []
+    limit = aiohttp.ClientTimeout(total=_SECONDS)
+    asked = {"Authorization": f"Bearer {key.reveal()}"}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=limit) as session,
+            session.get(
+                url / "integrations" / settings.nango_integration,
+                headers=asked,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            status = answer.status
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        text, field = f"Nango cannot be reached: {_why(cause)}", "nango_url"
+    else:
+        match status:
+            case 200:
+                if settings.nango_webhook_keys_file is not None:
+                    return [Finding("Nango", Status.OK, f"{settings.nango_integration} is there")]
+                text = "not set: installs that a browser lost wait for no webhook"
+                variable = variable_of("nango_webhook_keys_file")
+                return [Finding("Nango", Status.WARNING, text, variable)]
+            case 401 | 403:
+                text, field = "Nango refuses the key", "nango_secret_key_file"
+            case 404:
+                text, field = "Nango has no integration of that name", "nango_integration"
+            case _:
+                text, field = f"Nango answers {status}", "nango_url"
+    return [Finding("Nango", Status.FAILED, text, variable_of(field))]
 
 
 async def _check_membership(settings: IdentitySettings, _: Clock) -> list[Finding]:
@@ -580,6 +644,7 @@ PROCESSES: Mapping[str, _Process] = {
             _check_folders,
             _check_client_id,
             _check_slack_api,
+            _check_nango,
         ],
     ),
     "identity": _Process(
