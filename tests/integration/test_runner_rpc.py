@@ -7,11 +7,8 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,18 +17,32 @@ from yarl import URL
 
 from interlock.runner.v1 import runner_pb2
 from interlock.runner.v1.runner_pb2_grpc import RunnerServiceStub as Stub
-from interlock_chassis.client import open_channel, remote_errors
-from interlock_chassis.config import Environment
-from interlock_chassis.errors import Kind, RemoteError
-from interlock_chassis.throwaway_ca import ThrowAwayCa
+from interlock_chassis.client import remote_errors
+from interlock_chassis.errors import Kind
 from interlock_chassis.tls import TlsFiles
 from interlock_runner.__main__ import serve_runner
-from interlock_runner.config import RunnerSettings
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-# Put together so that scanners of this repository see no token.
-TOKEN = "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiJ1c2VyXzEifQ" + ".c2lnbmF0dXJl-_x"
-SILENCE = timedelta(seconds=1)
+from tests.support.runner_stage import (
+    DONE,
+    FIXTURES,
+    SILENCE,
+    TOKEN,
+    Handler,
+    Platform,
+    Runner,
+    end_of,
+    issuing,
+    json_of,
+    list_agents,
+    piece,
+    question,
+    refusal_of,
+    run,
+    serve_worker,
+    serving_platform,
+    settings_of,
+    stream_of,
+    text_of,
+)
 
 COMPLETED = ("COMPLETED", "")
 FAILED = ("FAILED", "AGENT_FAILED")
@@ -76,145 +87,18 @@ REFUSALS = {
     "http-500": (Kind.UNAVAILABLE, "PLATFORM_UNAVAILABLE"),
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass
-class Platform:
-    """An agents platform: answers what a test sets, and remembers what it was asked.
-
-    `answers` are asked first, by method and path; a run without one replays
-    the transcript that the prompt names.
-    """
-
-    url: URL = field(default_factory=URL)
-    answers: dict[str, Handler] = field(default_factory=dict)
-    requests: list[web.Request] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by a test once the first text has arrived; an answer that breaks waits for it."""
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a caller went away in the middle of an answer."""
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request."""
-        self.requests.append(request)
-        self.bodies.append(await request.read())
-        handler = self.answers.get(f"{request.method} {request.path}", self.replay)
-        try:
-            return await handler(request)
-        except asyncio.CancelledError:
-            self.left.set()
-            raise
-
-    async def replay(self, request: web.Request) -> web.StreamResponse:
-        """Answer as the transcript named by the prompt: status, headers, pieces, ending."""
-        prompt = (await request.json())["messages"][0]["content"]
-        head, _, body = (FIXTURES / prompt).read_bytes().partition(b"\n\n")
-        status, *headers = head.decode().splitlines()
-        body, broken, note = body.partition(b"\n[client error")
-        response = web.StreamResponse(status=int(status.split()[1]))
-        for line in headers:
-            name, _, value = line.partition(": ")
-            if name.lower() not in {"connection", "keep-alive", "transfer-encoding", "date"}:
-                response.headers[name] = value
-        await response.prepare(request)
-        for piece in body.splitlines(keepends=True):
-            await response.write(piece)
-        if b"Timeout" in note:
-            await asyncio.Event().wait()
-        if broken and request.transport is not None:
-            # What is on its way when a connection is reset may be lost with it.
-            await self.heard.wait()
-            request.transport.abort()
-        return response
-
-
-def stream_of(*pieces: bytes, hangs: bool = False, encoding: str = "identity") -> Handler:
-    """Make a handler that streams the pieces, then ends or says no more."""
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Content-Encoding": encoding}
-        )
-        await response.prepare(request)
-        for piece in pieces:
-            await response.write(piece)
-        if hangs:
-            await asyncio.Event().wait()
-        return response
-
-    return handler
-
-
-def json_of(answer: object, status: int = 200) -> Handler:
-    """Make a handler that answers JSON."""
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        return web.json_response(answer, status=status)
-
-    return handler
-
-
-def piece(text: str) -> bytes:
-    """Write one piece of an answer."""
-    chunk = {"type": "text-delta", "id": "t", "delta": text}
-    return f"data: {json.dumps(chunk)}\n\n".encode()
-
-
-DONE = b'data: {"type":"finish"}\n\ndata: [DONE]\n\n'
-
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TlsFiles]:
     """Issue certificates of one throw-away authority."""
-    folder = tmp_path_factory.mktemp("runner-pki")
-    authority = ThrowAwayCa.create(folder / "ca")
-    return lambda name: authority.issue(name, folder / name)
+    return issuing(tmp_path_factory.mktemp("runner-pki"))
 
 
 @pytest.fixture
 async def platform() -> AsyncIterator[Platform]:
     """Run a platform on a port of its own."""
-    platform = Platform()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", platform.answer)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    platform.url = URL(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    yield platform
-    await runner.cleanup()
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A runner being served."""
-
-    address: str
-    certificates: Callable[[str], TlsFiles]
-
-    @asynccontextmanager
-    async def connect(self, name: str = "gateway-worker") -> AsyncIterator[Stub]:
-        """Connect as a caller."""
-        async with open_channel(self.address, self.certificates(name), server="runner") as channel:
-            yield Stub(channel)
-
-
-def settings_of(platform: Platform, tls: TlsFiles, **more: Any) -> RunnerSettings:
-    """Return settings for the platform."""
-    return RunnerSettings(
-        environment=Environment.DEVELOPMENT,
-        listen="127.0.0.1:0",
-        ops_listen="127.0.0.1:0",
-        tls_ca_file=tls.ca,
-        tls_cert_file=tls.cert,
-        tls_key_file=tls.key,
-        manage_url=platform.url,
-        run_url=platform.url,
-        run_silence_seconds=int(SILENCE.total_seconds()),
-        **more,
-    )
+    async with serving_platform() as platform:
+        yield platform
 
 
 @pytest.fixture
@@ -226,77 +110,11 @@ async def runner(
         yield Runner(f"127.0.0.1:{port}", certificates)
 
 
-@asynccontextmanager
-async def serve_worker(
-    settings: RunnerSettings, certificates: Callable[[str], TlsFiles]
-) -> AsyncIterator[Stub]:
-    """Serve a runner of these settings and connect as the gateway's worker."""
-    async with (
-        serve_runner(settings) as port,
-        Runner(f"127.0.0.1:{port}", certificates).connect() as stub,
-    ):
-        yield stub
-
-
 @pytest.fixture
 async def worker(runner: Runner) -> AsyncIterator[Stub]:
     """Connect as the gateway's worker."""
     async with runner.connect() as stub:
         yield stub
-
-
-def question(prompt: str, **fields: Any) -> runner_pb2.RunRequest:
-    """Ask something."""
-    ordinary: dict[str, Any] = {
-        "user_token": TOKEN,
-        "project_id": "project-1",
-        "agent_id": "agent_1",
-        "conversation_id": "T0ACME.C0GENERAL.1767225600.000100",
-        "message_id": "Ev0001",
-        "prompt": prompt,
-        "entry_point": runner_pb2.ENTRY_POINT_APP_MENTION,
-    }
-    return runner_pb2.RunRequest(**(ordinary | fields))
-
-
-async def run(
-    stub: Stub,
-    request: runner_pb2.RunRequest,
-    timeout: float = 30,
-    heard: asyncio.Event | None = None,
-) -> list[runner_pb2.RunResponse]:
-    """Run to the end; the last event, and only it, is `finished`. Tells of the first text."""
-    events: list[runner_pb2.RunResponse] = []
-    with remote_errors():
-        async for event in stub.Run(request, timeout=timeout):
-            events.append(event)
-            if heard is not None and event.HasField("text"):
-                heard.set()
-    kinds = [event.WhichOneof("event") for event in events]
-    assert kinds[0] == "started"
-    assert kinds.index("finished") == len(kinds) - 1
-    return events
-
-
-def end_of(events: list[runner_pb2.RunResponse]) -> tuple[str, str]:
-    """Return outcome and reason."""
-    last = events[-1].finished
-    outcome = runner_pb2.RunOutcome.Name(last.outcome).removeprefix("RUN_OUTCOME_")
-    return outcome, last.reason
-
-
-def text_of(events: list[runner_pb2.RunResponse]) -> str:
-    """Join the pieces of the answer; none is empty."""
-    pieces = [event.text.text for event in events if event.HasField("text")]
-    assert all(pieces)
-    return "".join(pieces)
-
-
-async def refusal_of(call: Awaitable[object]) -> RemoteError:
-    """Await a call that must be refused."""
-    with pytest.raises(RemoteError) as refusal, remote_errors():
-        await call
-    return refusal.value
 
 
 @pytest.mark.parametrize("version", ["ai-sdk-6-sse", "ai-sdk-7-sse"])
@@ -406,53 +224,6 @@ async def test_tools_sources_and_approvals_are_events(
     assert [(each.title, each.url) for each in sources] == [("A", "https://example.com/a")]
 
 
-async def test_gr03_cancelling_closes_the_connection_upstream(
-    platform: Platform, worker: Stub
-) -> None:
-    """GR-03: when the caller cancels in the middle, the platform learns of it within 1 s."""
-    platform.answers["POST /run/api/chat"] = stream_of(piece("half"), hangs=True)
-    call = worker.Run(question("hello"), timeout=30)
-    async for event in call:
-        if event.HasField("text"):
-            break
-    call.cancel()
-    async with asyncio.timeout(1):
-        await platform.left.wait()
-
-
-async def test_gr03_a_passed_deadline_closes_the_connection_upstream(
-    platform: Platform, worker: Stub
-) -> None:
-    """GR-03: a run that outlives its deadline is told to have, and the platform learns of it."""
-    platform.answers["POST /run/api/chat"] = stream_of(piece("half"), hangs=True)
-    events = await run(worker, question("hello"), timeout=1.5)
-    assert end_of(events) == ("LIMIT_REACHED", "RUN_TOO_LONG")
-    async with asyncio.timeout(1):
-        await platform.left.wait()
-
-
-async def test_gr03_cancelling_before_the_first_answer_closes_the_connection(
-    platform: Platform, worker: Stub
-) -> None:
-    """GR-03: a platform that has not answered yet is left as quickly."""
-    asked = asyncio.Event()
-
-    async def never(request: web.Request) -> web.StreamResponse:
-        asked.set()
-        await asyncio.Event().wait()
-        return web.Response()
-
-    platform.answers["POST /run/api/chat"] = never
-    call = worker.Run(question("hello"), timeout=30)
-    reading = asyncio.ensure_future(call.read())
-    await asked.wait()
-    call.cancel()
-    async with asyncio.timeout(1):
-        await platform.left.wait()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 1000])
 async def test_ss02_an_echoed_token_is_not_shown(
     platform: Platform, worker: Stub, size: int
@@ -467,53 +238,6 @@ async def test_ss02_an_echoed_token_is_not_shown(
     assert text_of(events) == "Your token is [redacted], keep it."
     assert events[-1].finished.detail == "cannot use [redacted]"
     assert not any(TOKEN.encode() in event.SerializeToString() for event in events)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("project_id", "../admin"),
-        ("project_id", "a%2fb"),
-        ("project_id", "a\nb"),
-        ("project_id", ""),
-        ("agent_id", "a/b"),
-        ("agent_id", "a\r\nX-Evil: 1"),
-        ("conversation_id", "a b"),
-        ("message_id", "x" * 65),
-        ("user_token", ""),
-        ("user_token", "x" * 4097),
-        ("entry_point", 0),
-        ("entry_point", 99),
-    ],
-)
-async def test_gr02_a_bad_field_never_reaches_the_platform(
-    platform: Platform, worker: Stub, field: str, value: object
-) -> None:
-    """GR-02: path characters, newlines and the like are refused by name, without a call."""
-    refusal = await refusal_of(run(worker, question("hello", **{field: value})))
-    assert (refusal.kind, refusal.metadata["field"]) == (Kind.INVALID, field)
-    if field == "project_id":
-        listing = runner_pb2.ListAgentsRequest(user_token=TOKEN, project_id=str(value))
-        assert (await refusal_of(_list_agents(worker, listing))).kind is Kind.INVALID
-    assert platform.requests == []
-
-
-async def _list_agents(
-    stub: Stub, request: runner_pb2.ListAgentsRequest
-) -> runner_pb2.ListAgentsResponse:
-    answer: runner_pb2.ListAgentsResponse = await stub.ListAgents(request, timeout=5)
-    return answer
-
-
-@pytest.mark.parametrize("size", [49153, 1024 * 1024])
-async def test_gr04_a_prompt_over_its_limit_is_refused_by_name(
-    platform: Platform, worker: Stub, size: int
-) -> None:
-    """GR-04: one byte too many and 1 MiB are refused alike, and the limit is named."""
-    refusal = await refusal_of(run(worker, question("x" * size)))
-    assert refusal.kind is Kind.INVALID
-    assert refusal.metadata == {"field": "prompt", "rule": "string.max_bytes"}
-    assert platform.requests == []
 
 
 @pytest.mark.parametrize("token", ["a b", "a\r\nX-Evil: 1", "tökén", "\x00"])
@@ -631,7 +355,7 @@ async def test_a_platform_that_is_down_is_unavailable(
         settings = settings_of(platform, certificates("runner"))
         listing = runner_pb2.ListAgentsRequest(user_token=TOKEN, project_id="p")
         async with serve_worker(settings, certificates) as stub:
-            for call in (run(stub, question("hello")), _list_agents(stub, listing)):
+            for call in (run(stub, question("hello")), list_agents(stub, listing)):
                 assert (await refusal_of(call)).reason == "PLATFORM_UNAVAILABLE"
 
 
@@ -739,7 +463,7 @@ async def test_agents_of_an_unknown_project_are_not_found(platform: Platform, wo
     """A project that is not there, or not the user's, is NOT_FOUND."""
     platform.answers["GET /manage/api/projects/p1/agents"] = json_of({}, status=403)
     request = runner_pb2.ListAgentsRequest(user_token=TOKEN, project_id="p1")
-    refusal = await refusal_of(_list_agents(worker, request))
+    refusal = await refusal_of(list_agents(worker, request))
     assert (refusal.kind, refusal.reason) == (Kind.NOT_FOUND, "PROJECT_NOT_FOUND")
 
 

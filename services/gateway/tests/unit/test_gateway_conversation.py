@@ -610,6 +610,38 @@ async def test_run_is_asked_with_stable_ids(desk: Desk) -> None:
     assert (first.agent, first.prompt, first.entry_point) == (DEFAULT, "One", "app_mention")
 
 
+REFUSED = RemoteError(Kind.UNAUTHENTICATED, "USER_TOKEN_REFUSED")
+
+
+async def test_a_token_that_ended_on_the_way_is_issued_anew(desk: Desk) -> None:
+    """GR-01: refused before the first word, a run is tried with one new token, as the same run."""
+    spoken = desk.runner.script
+    desk.runner.script = (lambda: setattr(desk.runner, "script", spoken), REFUSED)
+    await desk.say("What is new?")
+    assert await desk.work() == [Done()]
+    assert desk.the_answer().shown == "Hello Ada.\nAnswered by Helper"
+    first, second = desk.runner.asked
+    assert first == second
+    assert [method for method, _ in desk.identity.used].count("issue_user_token") == 2
+
+
+async def test_a_token_that_stays_refused_is_not_issued_for_ever(desk: Desk) -> None:
+    """GR-01: the second refusal is the end, and the person is told."""
+    desk.runner.script = (REFUSED,)
+    await desk.say("What is new?")
+    assert await desk.work() == [Done("USER_TOKEN_REFUSED")]
+    assert len(desk.runner.asked) == 2
+
+
+async def test_a_token_refused_after_words_is_no_second_run(desk: Desk) -> None:
+    """SS-04: what has begun to answer is not begun again; the person sees how far it came."""
+    desk.runner.script = (Started(), Text("Hello "), REFUSED)
+    await desk.say("What is new?")
+    await desk.work()
+    assert len(desk.runner.asked) == 1
+    assert "Hello" in desk.the_answer().shown
+
+
 async def test_bot_token_is_read_once_for_a_reply(desk: Desk) -> None:
     """One reply is one read of the token, with the event's own grant."""
     await desk.say("What is new?")

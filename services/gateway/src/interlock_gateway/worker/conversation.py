@@ -325,7 +325,7 @@ class Conversation:
     ) -> tuple[str, str]:
         """Let the run be said; return our last words and the outcome."""
         try:
-            return await talk.listen(self._ports.runner.run(token, ask))
+            return await self._listen_with(context, question, talk, token, ask)
         except ServiceError as error:
             await self._show_status(context, question, "")
             if talk.has_started:
@@ -335,6 +335,23 @@ class Conversation:
                 raise
             # An earlier try reached the platform although its answer did not reach us.
             return answer.INTERRUPTED, "interrupted"
+
+    async def _listen_with(
+        self, context: _Context, question: Question, talk: Talk, token: UserToken, ask: Ask
+    ) -> tuple[str, str]:
+        """Let the run be said; where the token is refused before anything was, try one new one."""
+        try:
+            return await talk.listen(self._ports.runner.run(token, ask))
+        except ServiceError as error:
+            if error.reason != "USER_TOKEN_REFUSED" or talk.has_started:
+                raise
+        # It ended on the way, or its key went: the platform has begun nothing.
+        _log.info("user_token_issued_anew")
+        channel = question.place.channel
+        token = await context.proof.use(
+            lambda grant: self._ports.identity.issue_user_token(grant, ask.agent, channel)
+        )
+        return await talk.listen(self._ports.runner.run(token, ask))
 
     async def _thread_before(
         self, context: _Context, question: Question
