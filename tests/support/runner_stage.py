@@ -57,7 +57,8 @@ class Platform:
         handler = self.answers.get(f"{request.method} {request.path}", self.replay)
         try:
             return await handler(request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):
+            # Who is in the middle of writing hears of it by an error.
             self.left.set()
             raise
 
