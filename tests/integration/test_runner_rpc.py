@@ -22,9 +22,7 @@ from interlock_chassis.errors import Kind
 from interlock_chassis.tls import TlsFiles
 from interlock_runner.__main__ import serve_runner
 from tests.support.runner_stage import (
-    DONE,
     FIXTURES,
-    SILENCE,
     TOKEN,
     Handler,
     Platform,
@@ -33,7 +31,6 @@ from tests.support.runner_stage import (
     issuing,
     json_of,
     list_agents,
-    piece,
     question,
     refusal_of,
     run,
@@ -224,22 +221,6 @@ async def test_tools_sources_and_approvals_are_events(
     assert [(each.title, each.url) for each in sources] == [("A", "https://example.com/a")]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 1000])
-async def test_ss02_an_echoed_token_is_not_shown(
-    platform: Platform, worker: Stub, size: int
-) -> None:
-    """SS-02: the user's token, cut into pieces of any size, and in an error, never comes out."""
-    said = f"Your token is {TOKEN}, keep it."
-    pieces = [piece(said[start : start + size]) for start in range(0, len(said), size)]
-    failure = {"type": "error", "errorText": f"cannot use {TOKEN}"}
-    last = f"data: {json.dumps(failure)}\n\n".encode()
-    platform.answers["POST /run/api/chat"] = stream_of(*pieces, last + DONE)
-    events = await run(worker, question("hello"))
-    assert text_of(events) == "Your token is [redacted], keep it."
-    assert events[-1].finished.detail == "cannot use [redacted]"
-    assert not any(TOKEN.encode() in event.SerializeToString() for event in events)
-
-
 @pytest.mark.parametrize("token", ["a b", "a\r\nX-Evil: 1", "tökén", "\x00"])
 async def test_a_token_that_is_no_header_is_refused_here(
     platform: Platform, worker: Stub, token: str
@@ -292,57 +273,6 @@ async def test_a_call_without_deadline_is_refused(platform: Platform, worker: St
 
     assert (await refusal_of(call())).reason == "DEADLINE_MISSING"
     assert platform.requests == []
-
-
-async def _redirect(request: web.Request) -> web.StreamResponse:
-    raise web.HTTPTemporaryRedirect("/elsewhere")
-
-
-async def _page(request: web.Request) -> web.StreamResponse:
-    return web.Response(text="<html>", content_type="text/html")
-
-
-@pytest.mark.parametrize(
-    "handler",
-    [
-        pytest.param(_redirect, id="redirect"),
-        pytest.param(_page, id="html"),
-        pytest.param(stream_of(b"\x1f\x8b" * 99, encoding="gzip"), id="gzip"),
-    ],
-)
-async def test_ss01_what_is_no_event_stream_is_not_a_run(
-    platform: Platform, worker: Stub, handler: Handler
-) -> None:
-    """SS-01: redirects are not followed; pages and compressed bodies are not taken."""
-    platform.answers["POST /run/api/chat"] = handler
-    refusal = await refusal_of(run(worker, question("hello")))
-    assert (refusal.kind, refusal.reason) == (Kind.UNAVAILABLE, "PLATFORM_UNAVAILABLE")
-    assert len(platform.requests) == 1
-
-
-async def test_ss01_an_event_of_10_mb_is_capped(platform: Platform, worker: Stub) -> None:
-    """SS-01: an endless event ends the run; what came before it is shown."""
-    flood = [b"data: "] + [b"x" * 65536] * 160
-    platform.answers["POST /run/api/chat"] = stream_of(piece("half"), *flood, hangs=True)
-    events = await run(worker, question("hello"))
-    assert end_of(events) == ("LIMIT_REACHED", "EVENT_TOO_LARGE")
-    assert text_of(events) == "half"
-    async with asyncio.timeout(1):
-        await platform.left.wait()
-
-
-async def test_ss01_bytes_without_a_line_are_silence(platform: Platform, worker: Stub) -> None:
-    """SS-01: a platform that drips bytes and never ends a line is given up all the same."""
-
-    async def drip(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        while True:
-            await response.write(b"x")
-            await asyncio.sleep(SILENCE.total_seconds() / 10)
-
-    platform.answers["POST /run/api/chat"] = drip
-    assert end_of(await run(worker, question("hello"))) == ("LIMIT_REACHED", "STREAM_SILENT")
 
 
 async def test_a_platform_that_is_down_is_unavailable(
