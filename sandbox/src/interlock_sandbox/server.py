@@ -26,7 +26,10 @@ SHUTDOWN_S = 2.0
 BACKLOG = 128
 # What callers of Nango name as `provider_config_key`.
 NANGO_INTEGRATION = "work-apps-slack"
-NANGO_SCOPES = "app_mentions:read,chat:write,commands,users:read,users:read.email"
+NANGO_SCOPES = (
+    "app_mentions:read,channels:history,channels:read,chat:write,commands,"
+    "groups:history,groups:read,im:history,im:read,im:write,users:read,users:read.email"
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -121,6 +122,18 @@ class Browser:
                 raise NotOnPage(f"the form to {form.action} does not offer {name}={value}")
         target = page.url.join(URL(form.action))
         return await self._follow(form.method.upper(), target, page.url, form.fields | chosen)
+
+    async def call(self, method: str, url: str, body: object) -> dict[str, Any]:
+        """Send JSON with the person's cookies, as a program of theirs does; returns the answer.
+
+        Raises:
+            NotOnPage: It was refused.
+        """
+        async with self._session.request(method, url, json=body) as response:
+            answer: dict[str, Any] = await response.json()
+            if not response.ok:
+                raise NotOnPage(f"{url} (HTTP {response.status}) says {answer}")
+            return answer
 
     async def _follow(
         self, method: str, url: URL, sender: URL | None, fields: dict[str, str] | None

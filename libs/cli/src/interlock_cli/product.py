@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from interlock_chassis.database import DatabasePlan, DatabaseUrls
 from interlock_chassis.secret import Secret
@@ -43,6 +44,7 @@ PORTS = (
     "slack",
     "platform",
     "auth",
+    "nango",
     *(service for service in _SERVICES if service != "gateway-edge"),
     *(f"{service}-ops" for service in _SERVICES),
 )
@@ -91,6 +93,8 @@ class _Keys:
     fingerprint: Path
     audit_checkpoints: Path
     auth_cookie: Path
+    nango_api: Path
+    nango_webhooks: Path
 
 
 def make_programs(
@@ -196,7 +200,14 @@ class _Product:
             "IDENTITY_ADDRESS": self._address("identity"),
         }
         if self._credentials is None:
-            settings |= {"SLACK_API_URL": f"{self._urls.slack}/api/", "SLACK_URL": self._urls.slack}
+            # The stand-in for Nango authorizes at the stand-in for Slack only.
+            settings |= {
+                "SLACK_API_URL": f"{self._urls.slack}/api/",
+                "SLACK_URL": self._urls.slack,
+                "NANGO_URL": _url(self._ports["nango"]),
+                "NANGO_SECRET_KEY_FILE": self._keys.nango_api,
+                "NANGO_WEBHOOK_KEYS_FILE": self._keys.nango_webhooks,
+            }
         return self._service("token-vault", "interlock_token_vault", "serve", settings)
 
     def identity(self) -> Program:
@@ -243,6 +254,10 @@ class _Product:
             ),
             "state_file": str(self._data.folder("sandbox") / "state.json"),
             "trusted_origins": [self._urls.edge],
+            "nango_listen": self._address("nango"),
+            "nango_api_key_file": str(self._keys.nango_api),
+            "nango_webhook_key_file": str(self._keys.nango_webhooks),
+            "nango_webhook_urls": [f"{work_app}/nango/webhook"],
         }
         path = self._data.folder("sandbox") / "config.json"
         write_private(path, json.dumps(config, indent=1))
@@ -313,6 +328,9 @@ def _make_keys(data: DataFolder) -> _Keys:
         fingerprint=data.keep_random("fingerprint"),
         audit_checkpoints=audit,
         auth_cookie=data.keep_random("sandbox-auth-cookie"),
+        # Nango's API keys are UUIDs.
+        nango_api=data.keep("sandbox-nango-api-key", lambda: str(uuid4())),
+        nango_webhooks=data.keep_random("sandbox-nango-webhook-key"),
     )
 
 

@@ -82,6 +82,8 @@ from interlock_token_vault.vault import DatabaseUnavailable, DataKey, KekDisable
 # A token that Slack gave out must be written down: about 8 s of trying fit
 # into the 30 s of a call beside Slack's and identity's own time.
 _SAVE_PAUSES = tuple(timedelta(seconds=pause) for pause in (0.1, 0.4, 1, 2, 4))
+# How long one call waits for another's end: some 14 s of its 30.
+_OTHERS_PAUSES = tuple(timedelta(seconds=pause) for pause in (0.1, 0.2, 0.4, 0.8, 1.5, 3, 4, 4))
 # Two installs of one workspace at the same instant change what a plan was made
 # upon; a third look at a still moving target is for the next sweep.
 _PLANS = 3
@@ -199,7 +201,8 @@ class Installing:
         """Take a connection for the workspace that it is of, claim that, activate.
 
         Runs to its end even when the caller goes away. May be repeated with the
-        same grant and connection. The token stays where it is.
+        same grant and connection. The token stays where it is. Where another call
+        is at it, as the webhook's is more often than not, that one's end is waited for.
 
         Raises:
             NangoNotConfigured: There is no Nango.
@@ -210,6 +213,14 @@ class Installing:
                 WorkspaceTaken, SlackUnavailable, IdentityUnavailable,
                 KmsUnavailable, DatabaseUnavailable: As `complete`.
         """
+        for pause in _OTHERS_PAUSES:
+            try:
+                return await self._take_connection(ask, ref)
+            except InstallInProgress:
+                await self._sleep(pause.total_seconds())
+        return await self._take_connection(ask, ref)
+
+    async def _take_connection(self, ask: InstallAsk, ref: ConnectionRef) -> Installed:
         nango = self._nango()
         if ref.provider_config_key != self._integration:
             raise ConnectionNotYours
@@ -258,7 +269,7 @@ class Installing:
                     subject=attempt.user_id,
                 ),
             )
-            await self.complete_connection(ask, ref)
+            await self._take_connection(ask, ref)
         except ServiceError as refusal:
             if refusal.kind is Kind.UNAVAILABLE and not isinstance(refusal, SlackAnswerUnusable):
                 raise
