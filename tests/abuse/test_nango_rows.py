@@ -242,6 +242,24 @@ async def test_a_deleted_connection_needs_a_reinstall(stage: Stage) -> None:
     assert await refusal(stage.read()) == (Kind.PRECONDITION, "NEEDS_REINSTALL")
 
 
+async def test_a_restored_connection_is_released_from_its_hold(stage: Stage) -> None:
+    """A backup holds its name only; the token that Nango gives is today's."""
+    await stage.install()
+    await stage.house.admin.execute(
+        "INSERT INTO vault.freeze SELECT installation_id, 'held', 'restored'"
+        " FROM vault.installation"
+    )
+    assert await refusal(stage.read()) == (Kind.PRECONDITION, "ON_HOLD")
+    probed = [
+        each
+        async for each in stage.house.operator().ReleaseHold(
+            pb.ReleaseHoldRequest(), timeout=TIMEOUT_S
+        )
+    ]
+    assert [each.released for each in probed] == [True]
+    assert await stage.nango.slack_takes(Secret((await stage.read()).bot_token))
+
+
 async def test_an_uninstall_ends_the_connection_too(stage: Stage) -> None:
     """Slack's record, the vault and Nango agree that the app has gone."""
     await stage.install()

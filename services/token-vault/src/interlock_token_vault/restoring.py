@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from interlock_chassis.errors import ServiceError
+from interlock_token_vault.connected_tokens import connection_of
 from interlock_token_vault.domain.app_record import (
     AppPlace,
     RecordId,
@@ -263,7 +264,8 @@ class Restoring:
             for token in held.tokens
             if token.kind is TokenKind.BOT and token.slot is TokenSlot.ACCESS
         ]
-        reason = "NO_TOKEN"
+        # Whoever keeps the token elsewhere has today's, whatever was restored here.
+        reason = "" if connection_of(held.tokens) else "NO_TOKEN"
         if access:
             event = AuditEvent(
                 "token.probed", origin, installation_id=installation.id, token_ref=access[0].ref

@@ -125,7 +125,7 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "Please uninstall in Slack",
             "Slack does not let the app remove itself, and nothing was changed. Remove it in "
-            "Slack, under Apps; this page shows it within a minute.",
+            "Slack, under Apps; the dashboard shows it within a minute.",
         ),
         "REFRESH_PENDING": Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
