@@ -509,14 +509,6 @@ class SimStore:
         """See RotationStore and VaultStore."""
         raise AssertionError("nobody lists records here")
 
-    async def list_unreported(self, *_: object) -> NoReturn:
-        """See RotationStore and VaultStore."""
-        raise AssertionError("nobody reports here")
-
-    async def mark_reported(self, *_: object, needs_reinstall: bool) -> NoReturn:
-        """See RotationStore and VaultStore."""
-        raise AssertionError("nobody reports here")
-
     async def stop_releases(self, *_: object) -> NoReturn:
         """See RotationStore and VaultStore."""
         raise AssertionError("nobody freezes here")

@@ -45,6 +45,7 @@ from interlock_token_vault.domain.rotation import (
 )
 from interlock_token_vault.key_lifecycle import KeyStore, RefreshUnsettled
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
+from interlock_token_vault.reporting import ReportStore
 from interlock_token_vault.rotation_ports import (
     HeldChain,
     Lease,
@@ -71,6 +72,7 @@ class Stage:
     store: RotationStore
     reads: VaultStore
     keys: KeyStore
+    reports: ReportStore
     news: News
     put: Callable[[Installation, tuple[SealedToken, ...], WrappedDek], Awaitable[None]]
     renew: Callable[[Installation, tuple[SealedToken, ...]], Awaitable[None]]
@@ -213,10 +215,12 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
         open_journal(pool, new_id=uuid4) as journal,
         open_news(pool) as news,
     ):
+        rotation = PostgresRotation(pool, journal)
         yield Stage(
-            PostgresRotation(pool, journal),
+            rotation,
             PostgresStore(pool, journal),
             PostgresKeys(pool, None, journal),
+            rotation,
             news,
             lambda *what: _insert(admin, *what),
             lambda *what: _renew(admin, *what),
@@ -248,7 +252,7 @@ def _memory_stage() -> Stage:
     async def advance(by: timedelta) -> None:
         clock.advance(by)
 
-    return Stage(memory, memory, memory, memory.news, put, renew, remove, advance)
+    return Stage(memory, memory, memory, memory, memory.news, put, renew, remove, advance)
 
 
 async def _insert(
@@ -621,16 +625,16 @@ async def test_the_end_of_a_chain_is_reported_once_and_taken_back(stage: Stage) 
     """Until identity is known to know it; and again when the chain goes on after all."""
     chain, client_id = await stage.install(), TEAM.client_id
     held, lease = await stage.claim(chain)
-    assert await stage.store.list_unreported(client_id, 10) == []
+    assert await stage.reports.list_unreported(client_id, 10) == []
     assert await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
-    assert await stage.store.list_unreported(client_id, 10) == [chain]
-    assert await stage.store.list_unreported(ClientId("other"), 10) == []
-    await stage.store.mark_reported(chain, needs_reinstall=True)
-    assert await stage.store.list_unreported(client_id, 10) == []
+    assert await stage.reports.list_unreported(client_id, 10) == [chain]
+    assert await stage.reports.list_unreported(ClientId("other"), 10) == []
+    await stage.reports.mark_reported(chain, needs_reinstall=True)
+    assert await stage.reports.list_unreported(client_id, 10) == []
     assert await stage.keep(held, lease, "b") is Fate.STORED
-    assert await stage.store.list_unreported(client_id, 10) == [chain]
-    await stage.store.mark_reported(chain, needs_reinstall=False)
-    assert await stage.store.list_unreported(client_id, 10) == []
+    assert await stage.reports.list_unreported(client_id, 10) == [chain]
+    await stage.reports.mark_reported(chain, needs_reinstall=False)
+    assert await stage.reports.list_unreported(client_id, 10) == []
 
 
 async def test_a_reinstall_takes_the_report_back(stage: Stage) -> None:
@@ -638,12 +642,12 @@ async def test_a_reinstall_takes_the_report_back(stage: Stage) -> None:
     chain = await stage.install()
     held, lease = await stage.claim(chain)
     await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
-    await stage.store.mark_reported(chain, needs_reinstall=True)
+    await stage.reports.mark_reported(chain, needs_reinstall=True)
     await stage.reinstall(chain, "d")
-    assert await stage.store.list_unreported(TEAM.client_id, 10) == [chain]
-    await stage.store.mark_reported(chain, needs_reinstall=False)
+    assert await stage.reports.list_unreported(TEAM.client_id, 10) == [chain]
+    await stage.reports.mark_reported(chain, needs_reinstall=False)
     await stage.claim(chain, is_forced=True)
-    assert await stage.store.list_unreported(TEAM.client_id, 10) == []
+    assert await stage.reports.list_unreported(TEAM.client_id, 10) == []
 
 
 async def test_a_users_chain_is_reported_to_nobody(stage: Stage) -> None:
@@ -651,7 +655,7 @@ async def test_a_users_chain_is_reported_to_nobody(stage: Stage) -> None:
     chain = await stage.install(user_id="U0MIA")
     held, lease = await stage.claim(chain)
     assert await stage.store.end(lease, 1, {held.state.refresh_ref}, EVENT)
-    assert await stage.store.list_unreported(TEAM.client_id, 10) == []
+    assert await stage.reports.list_unreported(TEAM.client_id, 10) == []
 
 
 async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:

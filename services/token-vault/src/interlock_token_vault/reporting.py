@@ -4,14 +4,15 @@ Identity keeps what administrators see of a workspace. It is told once of each
 change, whichever process finds it, and again until it has answered.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 
 from interlock_token_vault.domain.installation import ClientId, InstallationId, InstallationKey
-from interlock_token_vault.domain.rotation import Standing
+from interlock_token_vault.domain.rotation import Chain, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable
-from interlock_token_vault.rotation_ports import RotationStore
+from interlock_token_vault.rotation_ports import HeldChain
 
 _BATCH = 50
 
@@ -32,6 +33,22 @@ class Reports(Protocol):
         ...
 
 
+class ReportStore(Protocol):
+    """The vault's database, as reporting needs it; all raise DatabaseUnavailable."""
+
+    async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
+        """List bots' chains of which identity does not know that they ended, or go on again."""
+        ...
+
+    async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
+        """Remember what identity knows of a chain."""
+        ...
+
+    async def find_chain(self, chain: Chain) -> HeldChain | None:
+        """Find a chain of an active installation."""
+        ...
+
+
 class Reporting:
     """Tell identity which bots' chains have come to their end, and which have not after all.
 
@@ -39,7 +56,7 @@ class Reporting:
         client_id: Of Interlock's own app.
     """
 
-    def __init__(self, *, store: RotationStore, reports: Reports, client_id: ClientId) -> None:
+    def __init__(self, *, store: ReportStore, reports: Reports, client_id: ClientId) -> None:
         self._store = store
         self._reports = reports
         self._client_id = client_id

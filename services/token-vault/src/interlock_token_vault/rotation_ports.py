@@ -180,14 +180,6 @@ class RotationStore(Protocol):
         """Count the chains that need a reinstall."""
         ...
 
-    async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
-        """List bots' chains of which identity does not know that they ended, or go on again."""
-        ...
-
-    async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
-        """Remember what identity knows of a chain."""
-        ...
-
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """Find a chain of an active installation."""
         ...

@@ -66,7 +66,7 @@ class _Row:
 
 
 class MemoryRotation(MemoryStore):
-    """A RotationStore, beside what MemoryStore is.
+    """A RotationStore and a ReportStore, beside what MemoryStore is.
 
     Attributes:
         news: Rings when a chain changes.
@@ -103,7 +103,7 @@ class MemoryRotation(MemoryStore):
             return sum(held.state.standing is ended for held in self._chains(client_id))
 
     async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
-        """List chains that identity does not know the state of; see RotationStore."""
+        """List chains that identity does not know the state of; see ReportStore."""
         with self.faults.around("store.list_unreported"):
             return [
                 held.chain
@@ -114,7 +114,7 @@ class MemoryRotation(MemoryStore):
             ][:limit]
 
     async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
-        """Remember what identity knows; see RotationStore."""
+        """Remember what identity knows; see ReportStore."""
         with self.faults.around("store.mark_reported"):
             if chain in self._rows:
                 self._rows[chain].is_reported = needs_reinstall

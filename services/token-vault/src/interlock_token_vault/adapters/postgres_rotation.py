@@ -70,7 +70,7 @@ _log = structlog.get_logger()
 
 
 class PostgresRotation:
-    """A RotationStore on Postgres.
+    """A RotationStore and a ReportStore on Postgres.
 
     Args:
         pool: Of the vault's role; for what leaves no record.
@@ -112,13 +112,13 @@ class PostgresRotation:
         return ended
 
     async def list_unreported(self, client_id: ClientId, limit: int) -> Sequence[Chain]:
-        """List chains that identity does not know the state of; see RotationStore."""
+        """List chains that identity does not know the state of; see ReportStore."""
         with failing_closed():
             rows = await self._pool.fetch(query("list_unreported_chains"), client_id, limit)
         return [_chain_of(row) for row in rows]
 
     async def mark_reported(self, chain: Chain, *, needs_reinstall: bool) -> None:
-        """Remember what identity knows; see RotationStore."""
+        """Remember what identity knows; see ReportStore."""
         with failing_closed():
             async with self._pool.acquire() as connection, connection.transaction():
                 await _name(connection, chain)
