@@ -12,6 +12,7 @@ from yarl import URL
 from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_sandbox.nango.testing import API_KEY, INTEGRATION
+from interlock_token_vault.adapters.memory import ManualClock
 from interlock_token_vault.adapters.nango_http import BACKOFF, open_nango
 from interlock_token_vault.credential_sources import (
     TENANT_TAG,
@@ -144,6 +145,35 @@ async def test_the_rate_limit_is_a_pause() -> None:
             await stage.adapter.fetch(REF)
     assert pause.value.retry_after is not None
     assert timedelta(0) < pause.value.retry_after <= timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("header", ["30", "", "soon"])
+async def test_nobody_asks_while_the_limit_is_reached(header: str) -> None:
+    """One 429 is enough, whoever asks next and for what; when its time is over, one asks again."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if len(asked) == 1:
+            return web.json_response({}, status=429, headers={"Retry-After": header})
+        return web.json_response({"error": {"code": "not_found"}}, status=404)
+
+    clock = ManualClock()
+    async with (
+        _serving(answer) as url,
+        open_nango(url, Secret(API_KEY), clock) as adapter,
+    ):
+        for _ in range(3):
+            with pytest.raises(NangoUnavailable) as pause:
+                await adapter.fetch(REF)
+            assert pause.value.retry_after is not None
+        with pytest.raises(NangoUnavailable):
+            await adapter.delete(REF)
+        assert len(asked) == 1
+        clock.advance(timedelta(seconds=30 if header == "30" else 5))
+        with pytest.raises(ConnectionNotFound):
+            await adapter.fetch(REF)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ async def _open_nango(stack: AsyncExitStack, settings: VaultSettings) -> NangoHt
     url, key = settings.nango_url, settings.nango_secret_key_file
     if url is None or key is None:
         return None
-    return await stack.enter_async_context(open_nango(url, key))
+    return await stack.enter_async_context(open_nango(url, key, SystemClock()))
 
 
 def _make_keys(settings: VaultSettings, kms: Kms) -> KmsKeys:

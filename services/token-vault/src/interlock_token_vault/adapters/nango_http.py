@@ -18,6 +18,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from interlock_chassis.clock import Clock, SystemClock
 from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.slack_oauth import NoAnswer, read_exchange_answer
@@ -40,7 +41,9 @@ _MAX_ANSWER_BYTES = 256 * 1024
 BACKOFF = timedelta(seconds=30)
 """How long Nango withholds a token after it failed to refresh it (seen at Nango 0.71.4)."""
 
+# Nango counts in windows of a minute, 200 requests each (seen at Nango 0.71.4).
 _LONGEST_WAIT = timedelta(seconds=60)
+_DEFAULT_WAIT = timedelta(seconds=5)
 _ERROR_CODE = re.compile(r"[a-z_]{1,64}")
 _ABSENT = frozenset({"not_found", "unknown_connection"})
 
@@ -61,16 +64,24 @@ class _Refusal(Exception):
 class NangoHttp:
     """The Connections port over HTTP.
 
+    Once Nango says that its limit is reached, nothing is asked until its window
+    is over: the limit is the account's, and every further request is in vain.
+
     Args:
         session: Without cookies and without credentials of its own.
         url: Where Nango's API is.
         key: The environment's API key, a UUID.
+        clock: Its monotonic side tells when the window is over.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: URL, key: Secret[str]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: URL, key: Secret[str], clock: Clock
+    ) -> None:
         self._session = session
         self._url = url
         self._key = key
+        self._clock = clock
+        self._quiet_until = 0.0
 
     async def fetch(self, ref: ConnectionRef, *, is_forced: bool = False) -> Fetched:
         """Fetch a connection with its token; see CredentialSource."""
@@ -150,6 +161,7 @@ class NangoHttp:
         timeout: aiohttp.ClientTimeout = _BUDGET,
     ) -> Mapping[str, Any]:
         """Ask, and return the JSON object that Nango answers with a 2xx."""
+        self._require_allowance()
         url = self._url.joinpath(*path, encoded=True)
         try:
             async with self._session.request(
@@ -165,6 +177,9 @@ class NangoHttp:
         except (aiohttp.ClientError, TimeoutError) as error:
             # The error may hold the request's headers; its kind says enough.
             raise NangoUnavailable(metadata={"cause": type(error).__name__}) from None
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            wait = wait or _DEFAULT_WAIT
+            self._quiet_until = self._clock.monotonic() + wait.total_seconds()
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise NangoUnavailable(retry_after=wait, metadata={"cause": str(status)})
         answer = _parse(content)
@@ -174,14 +189,21 @@ class NangoHttp:
         code = error_part.get("code") if isinstance(error_part, dict) else None
         raise _Refusal(status, code if isinstance(code, str) else "")
 
+    def _require_allowance(self) -> None:
+        left = timedelta(seconds=self._quiet_until - self._clock.monotonic())
+        if left > timedelta(0):
+            raise NangoUnavailable(retry_after=left, metadata={"cause": "429"})
+
 
 @asynccontextmanager
-async def open_nango(url: URL, key: Secret[str]) -> AsyncIterator[NangoHttp]:
-    """Open a connection pool to Nango, closed on leaving."""
+async def open_nango(
+    url: URL, key: Secret[str], clock: Clock | None = None
+) -> AsyncIterator[NangoHttp]:
+    """Open a connection pool to Nango, closed on leaving; the system's clock unless told."""
     async with aiohttp.ClientSession(
         timeout=_BUDGET, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
-        yield NangoHttp(session, url, key)
+        yield NangoHttp(session, url, key, clock or SystemClock())
 
 
 def _of_connection(ref: ConnectionRef) -> tuple[str, ...]:
