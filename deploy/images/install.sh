@@ -22,11 +22,13 @@ pip --python /app/bin/python install --quiet --no-compile --require-hashes \
 
 site=$(/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # What no process of ours imports: sources of compiled modules, stubs, suites of tests,
-# and SQLAlchemy's other databases.
+# SQLAlchemy's other databases, and the languages that rich could colour.
 find "$site" -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' \) -delete
 rm -rf "$site"/greenlet/tests "$site"/mako/testing "$site"/alembic/testing \
   "$site"/sqlalchemy/testing "$site"/sqlalchemy/dialects/mysql \
   "$site"/sqlalchemy/dialects/oracle "$site"/sqlalchemy/dialects/mssql
+[ ! -d "$site/pygments" ] || find "$site/pygments/lexers" -type f ! -name __init__.py \
+  ! -name _mapping.py ! -name python.py -delete
 # Wheels come with debug information, a quarter of their size.
 find /app -type f -name '*.so*' -cnewer /build/before -exec strip --strip-debug {} +
 find "$site" -type f -name '*.py' -cnewer /build/before >/build/sources
