@@ -138,9 +138,11 @@ class Rendered:
 
 @cache
 def _prepare() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "interlock_prepare", ROOT / "deploy" / "images" / "prepare.py"
-    )
+    return _module(ROOT / "deploy" / "images" / "prepare.py")
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"interlock_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -434,6 +436,30 @@ def test_settings_are_taken_by_the_services(rendered: Rendered, tmp_path: Path) 
             environ[variable["name"]] = value
         load_settings(SETTINGS[workload.name], environ)
     assert names >= set(SERVICES)
+
+
+def test_the_doctor_sees_what_a_process_sees(rendered: Rendered) -> None:
+    """The doctor's Job has a pod's variables, files, account and policies, and gets no traffic."""
+    made = [each for each in rendered.objects if each["metadata"]["name"] in SERVICES]
+    workloads = [each for each in made if each["kind"] in {"Deployment", "StatefulSet"}]
+    assert len(workloads) == len(SERVICES)
+    for workload in workloads:
+        name, template = workload["metadata"]["name"], workload["spec"]["template"]
+        job = _module(ROOT / "tools" / "doctor_job.py").make_job(workload, "interlock/tools:dev")
+        pod = job["spec"]["template"]
+        [doctor] = pod["spec"]["containers"]
+        [process] = [each for each in template["spec"]["containers"] if each["name"] == name]
+        assert pod["metadata"]["labels"] == template["metadata"]["labels"]
+        for key in ("serviceAccountName", "securityContext", "automountServiceAccountToken"):
+            assert pod["spec"][key] == template["spec"][key]
+        for key in ("env", "volumeMounts", "securityContext", "resources"):
+            assert doctor[key] == process[key]
+        assert {each["name"] for each in doctor["volumeMounts"]} <= {
+            each["name"] for each in pod["spec"]["volumes"]
+        }
+        assert doctor["args"] == ["doctor", name]
+        assert doctor["readinessProbe"] == {"exec": {"command": ["false"]}}
+        assert not doctor.keys() & {"ports", "livenessProbe", "startupProbe"}
 
 
 def test_scaling_and_disruption_name_what_exists(rendered: Rendered) -> None:
