@@ -818,6 +818,18 @@ async def test_a_link_shows_its_account_as_last_seen(stage: Stage) -> None:
     assert mapping.person == renamed
 
 
+async def test_who_is_noted_without_a_name_keeps_the_one_that_is_known(stage: Stage) -> None:
+    """An operator's import names ids only; an organization so noted can claim."""
+    workspace = await _claimed(stage.store, NORTHWIND, TEAM)
+    await _link(stage.store, workspace)
+    await stage.store.note(MIA.user_id, NORTHWIND.tenant_id)
+    mapping = await stage.store.find_mapping(NORTHWIND.tenant_id, MIA_IN_SLACK)
+    assert mapping is not None
+    assert mapping.person == MIA
+    await stage.store.note(UserId("user_fay"), TenantId("fabrikam"))
+    assert await stage.upkeep.forget_organization(TenantId("fabrikam"), ORIGIN) == 0
+
+
 async def test_a_forgotten_account_loses_its_links(stage: Stage) -> None:
     """Off-boarding a person removes their links and nobody else's."""
     workspace = await _claimed(stage.store, NORTHWIND, TEAM)

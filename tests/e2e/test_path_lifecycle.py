@@ -4,16 +4,22 @@ The sandbox's Slack is the judge: what it has installed is what must be true.
 """
 
 import asyncio
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from yarl import URL
 
+from interlock_chassis.secret import Secret
 from interlock_cli.browser import Browser, NotOnPage, Page, open_browser
 from interlock_cli.journey import ADA, MIA, TEAM, Journey
 from interlock_cli.launch import Running
 from interlock_sandbox.nango.testing import INTEGRATION, connect
+from interlock_token_vault.adapters.nango_http import open_nango
+from interlock_token_vault.credential_sources import ConnectionRef
 
 QUESTION = "I forgot my password"
 
@@ -94,3 +100,48 @@ async def test_a_workspace_comes_in_by_nango(
         (await _uninstall(ada, dashboard)).require("The app was uninstalled")
     assert not await _is_installed(running)
     assert URL(session["connectLink"]).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("keeps", ["token", "connection"])
+async def test_a_workspace_is_moved_in(
+    running: Running, journey: Journey, tmp_path: Path, keeps: str
+) -> None:
+    """What exists at Nango is taken by its connection, or by its token; a dry run takes nothing."""
+    connection_id, token = await _connect_beside(running)
+    given = {"connection": connection_id} if keeps == "connection" else {"bot_token": token}
+    moves = tmp_path / "moves.jsonl"
+    moves.write_text(json.dumps({"tenant": "northwind", "user": ADA.account, **given}) + "\n")
+    for option, says in (("--dry-run", "could be moved"), ("--yes", "moved"), ("--yes", "renewed")):
+        code, output = await _import(running, moves, option)
+        assert code == 0, output
+        assert f"{TEAM} {says}" in output
+        assert token not in output
+    async with open_browser(running.urls.edge) as ada:
+        (await journey.sign_in(ada, ADA)).find_link("/workspaces/")
+
+
+async def _import(running: Running, moves: Path, option: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "interlock_cli", "import", str(moves), option),
+        *("--data-dir", str(running.data.path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def _connect_beside(running: Running) -> tuple[str, str]:
+    """Connect the workspace at Nango as somebody did before us; returns name and token."""
+    folder = running.data.path
+    key = (folder / "keys" / "sandbox-nango-api-key").read_text()
+    port = json.loads((folder / "ports.json").read_text())["nango"]
+    async with (
+        open_nango(URL(f"http://127.0.0.1:{port}"), Secret(key)) as adapter,
+        aiohttp.ClientSession() as http,
+    ):
+        session = await adapter.open_session(INTEGRATION, {"tenantId": "northwind"})
+        connection_id = await connect(http, session.link, installer=f"{TEAM}/{ADA.slack_user}")
+        assert connection_id
+        fetched = await adapter.fetch(ConnectionRef(INTEGRATION, connection_id))
+    return connection_id, fetched.token.reveal()

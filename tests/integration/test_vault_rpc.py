@@ -1,7 +1,7 @@
 """The vault over real mTLS gRPC, with a real Postgres and a stand-in Slack and identity."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -388,17 +388,6 @@ async def test_a_page_token_that_is_not_ours_is_refused(house: House, token: str
     request = pb.ListAuditEventsRequest(page_token=token)
     call = house.audit("operator").ListAuditEvents(request, timeout=5)
     assert await refusal(ask(call)) == (Kind.INVALID, "INVALID_PAGE_TOKEN")
-
-
-async def test_what_is_not_served_yet_says_so(house: House) -> None:
-    """Every other RPC of the contract is UNIMPLEMENTED for those who may call it."""
-    calls: list[Awaitable[Any]] = [
-        house.operator().ImportToken(
-            pb.ImportTokenRequest(tenant_id="x", bot_token="x"), timeout=5
-        ),
-    ]
-    for call in calls:
-        assert (await refusal(ask(call)))[0] is Kind.UNIMPLEMENTED
 
 
 async def test_a_user_without_a_token_is_told_so(house: House) -> None:

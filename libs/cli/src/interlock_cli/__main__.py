@@ -11,6 +11,7 @@ from interlock_cli import (
     backup_commands,
     doctor_commands,
     identity_commands,
+    import_commands,
     key_commands,
     slack_commands,
 )
@@ -30,6 +31,7 @@ app.add_typer(key_commands.app, name="keys")
 app.add_typer(identity_commands.app, name="identity")
 app.add_typer(slack_commands.app, name="slack")
 app.command()(doctor_commands.doctor)
+app.command("import")(import_commands.import_workspaces)
 app.command()(key_commands.freeze)
 app.command()(key_commands.unfreeze)
 app.command()(backup_commands.backup)

@@ -372,7 +372,11 @@ class House:
         ).reveal()
 
     def install_grant(
-        self, tenant: str = "northwind", *, source: Literal["direct", "nango"] = "direct"
+        self,
+        tenant: str = "northwind",
+        *,
+        source: Literal["direct", "nango"] = "direct",
+        state_sha256: str = "b" * 64,
     ) -> str:
         """Sign an installGrant as identity does."""
         grant = sign_install_grant(
@@ -381,7 +385,7 @@ class House:
             jti=f"install-{next(self.numbers)}",
             tenant_id=tenant,
             user_id="user-ada",
-            state_sha256="b" * 64,
+            state_sha256=state_sha256,
             source=source,
         ).reveal()
         self.tenant_of[grant] = tenant

@@ -1,5 +1,6 @@
 """What a verified token says, as frozen values."""
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -97,6 +98,10 @@ class AdminGrant:
     user_id: str
     purpose: AdminPurpose
     slack_user_id: str
+
+
+IMPORT_STATE = hashlib.sha256(b"interlock import").hexdigest()
+"""The state of an installGrant that an operator's import is made with."""
 
 
 @dataclass(frozen=True, slots=True)

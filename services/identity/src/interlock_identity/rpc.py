@@ -94,6 +94,7 @@ CALLERS: CallerTable = {
     f"/{_SESSION_SERVICE}/AuthenticateSession": _EDGE,
     f"/{_SESSION_SERVICE}/IssueAdminGrant": _EDGE,
     f"/{_SESSION_SERVICE}/IssueInstallGrant": _EDGE,
+    f"/{_SESSION_SERVICE}/IssueImportGrant": _OPERATOR,
     f"/{_LINK_SERVICE}/CreateLinkCode": _WORKER,
     f"/{_LINK_SERVICE}/DescribeLinkCode": _EDGE,
     f"/{_LINK_SERVICE}/RedeemLinkCode": _EDGE,
@@ -251,6 +252,18 @@ class SessionRpc(services.SessionServiceServicer):
         return pb.IssueInstallGrantResponse(
             grant=grant.reveal(), tenant_id=session.tenant.tenant_id
         )
+
+    async def IssueImportGrant(
+        self, request: pb.IssueImportGrantRequest, context: _Context
+    ) -> pb.IssueImportGrantResponse:
+        """Sign an installGrant for a tenant whose workspace is moved in."""
+        grant = await self._sessions.issue_import_grant(
+            TenantId(request.tenant_id),
+            UserId(request.user_id),
+            _INSTALL_SOURCES[request.source],
+            _origin(),
+        )
+        return pb.IssueImportGrantResponse(grant=grant.reveal())
 
 
 class LinkRpc(services.LinkServiceServicer):

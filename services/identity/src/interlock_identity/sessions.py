@@ -12,11 +12,11 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_identity.auditing import AuditLog
 from interlock_identity.domain.audit import AuditEvent, Origin
-from interlock_identity.domain.people import Person, Session, SessionProof, Tenant
+from interlock_identity.domain.people import Person, Session, SessionProof, Tenant, TenantId, UserId
 from interlock_identity.domain.requester import workspace_of
 from interlock_identity.domain.workspaces import Workspace, WorkspaceId
 from interlock_identity.workspaces import WorkspaceStore
-from interlock_tokens.grants import AdminPurpose, InstallSource
+from interlock_tokens.grants import IMPORT_STATE, AdminPurpose, InstallSource
 from interlock_tokens.keysets import Keyset
 from interlock_tokens.signing import sign_admin_grant, sign_install_grant
 
@@ -61,6 +61,14 @@ class PeopleStore(Protocol):
 
     async def remember(self, person: Person, tenant: Tenant) -> None:
         """Keep an account and an organization, as a verified session names them.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        ...
+
+    async def note(self, user_id: UserId, tenant_id: TenantId) -> None:
+        """Keep an account and an organization without their names; known ones stay as they are.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -157,6 +165,40 @@ class Sessions:
             user_id=user_id,
             token_jti=jti,
             purpose="install",
+        )
+        await self._audit.record([event])
+        return grant
+
+    async def issue_import_grant(
+        self, tenant_id: TenantId, user_id: UserId, source: InstallSource, origin: Origin
+    ) -> Secret[str]:
+        """Sign an installGrant for a tenant whose workspace an operator moves in.
+
+        Keeps account and organization where they are not known yet, and commits
+        the record of the grant first.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        await self._people.note(user_id, tenant_id)
+        jti = self._new_id()
+        grant = sign_install_grant(
+            self._grant_keys,
+            now=self._clock.now(),
+            jti=jti,
+            tenant_id=tenant_id,
+            user_id=user_id,
+            # The same in every import: there is no browser to come back.
+            state_sha256=IMPORT_STATE,
+            source=source,
+        )
+        event = AuditEvent(
+            "grant.issued",
+            origin,
+            tenant_id=tenant_id,
+            user_id=user_id,
+            token_jti=jti,
+            purpose="import",
         )
         await self._audit.record([event])
         return grant

@@ -17,7 +17,7 @@ _WORKERS = {
     "TakeNotices",
 }
 _VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace"}
-_OPERATORS = {"ForgetUser", "ForgetOrganization", "ListAuditEvents"}
+_OPERATORS = {"IssueImportGrant", "ForgetUser", "ForgetOrganization", "ListAuditEvents"}
 
 
 def test_every_rpc_has_a_row() -> None:

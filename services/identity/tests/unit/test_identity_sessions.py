@@ -28,7 +28,7 @@ from interlock_identity.sessions import (
 )
 from interlock_identity.workspaces import WorkspaceNotFound
 from interlock_tokens.families import Family
-from interlock_tokens.grants import AdminPurpose
+from interlock_tokens.grants import IMPORT_STATE, AdminPurpose
 from interlock_tokens.keysets import Keyset, generate_ed25519_key
 from interlock_tokens.verifying import verify_admin_grant, verify_install_grant
 
@@ -149,6 +149,17 @@ async def test_an_install_grant_prepares_the_claim(house: _House) -> None:
     assert (grant.state_sha256, grant.source) == ("ab" * 32, "nango")
     assert await house.store.forget_organization(NORTHWIND.tenant_id, ORIGIN) == 0
     await house.claim(OWNER)
+
+
+async def test_an_import_grant_prepares_the_claim_of_a_stranger(house: _House) -> None:
+    """An operator names tenant and account; both are known from then on, and it is on record."""
+    tenant_id, user_id = TenantId("fabrikam"), UserId("user_fay")
+    token = await house.sessions.issue_import_grant(tenant_id, user_id, "direct", ORIGIN)
+    grant = verify_install_grant(token.reveal(), house.keys, now=house.clock.now())
+    assert (grant.tenant_id, grant.user_id) == ("fabrikam", "user_fay")
+    assert (grant.state_sha256, grant.source) == (IMPORT_STATE, "direct")
+    assert house.store.audit[-1].purpose == "import"
+    assert await house.store.forget_organization(tenant_id, ORIGIN) == 0
 
 
 async def test_every_grant_is_recorded(house: _House) -> None:

@@ -456,6 +456,7 @@ def build_server(
         renewals=renewing,
         elsewhere=_make_elsewhere(settings, parts, keys),
     )
+    grants = GrantReader(keyset, client_id=client_id, clock=clock, refusals=refusals)
     add_services(
         server,
         vault=vault,
@@ -463,7 +464,7 @@ def build_server(
         if webhook_keys
         else None,
         uninstalling=uninstalling,
-        operator=OperatorRpc(  # type: ignore[abstract] # As TokenRpc.
+        operator=OperatorRpc(
             vault,
             AuditExport(store),
             KeyLifecycle(
@@ -488,6 +489,8 @@ def build_server(
                 keys=keys,
                 environment=settings.environment.value,
             ),
+            installing=installing,
+            grants=grants,
         ),
         store=StoreRpc(
             AppInstallations(
@@ -500,7 +503,7 @@ def build_server(
             refusals,
         ),
         installing=installing,
-        grants=GrantReader(keyset, client_id=client_id, clock=clock, refusals=refusals),
+        grants=grants,
     )
     return installing, server
 

@@ -160,6 +160,17 @@ class Slack(Protocol):
         """
         ...
 
+    async def describe(self, token: Secret[str]) -> ExchangeAnswer:
+        """Ask what a bot's token is: its place, its app, its scopes.
+
+        Raises:
+            TokenDead: Slack no longer takes it.
+            TokenRotates: It is one of those that end within hours.
+            SlackAnswerUnusable: It is no bot's, or may not ask about itself.
+            SlackUnavailable: No usable answer.
+        """
+        ...
+
     async def revoke(self, token: Secret[str]) -> None:
         """End a token.
 
@@ -197,6 +208,13 @@ class InstallSpool(Protocol):
     async def clear(self, grant_id: str) -> None:
         """Forget what is in the database now."""
         ...
+
+
+class TokenRotates(ServiceError):
+    """The token ends within hours, and what renews it was not given: install the app instead."""
+
+    kind = Kind.PRECONDITION
+    reason = "TOKEN_ROTATES"
 
 
 class Claims(Protocol):

@@ -75,9 +75,11 @@ from interlock_token_vault.install_ports import (
     SpooledInstall,
     StaleGeneration,
     TokenDead,
+    TokenRotates,
 )
 from interlock_token_vault.rotation_ports import SpoolFull
 from interlock_token_vault.vault import DatabaseUnavailable, DataKey, KekDisabled, Keys, Loaded
+from interlock_tokens.grants import IMPORT_STATE
 
 # A token that Slack gave out must be written down: about 8 s of trying fit
 # into the 30 s of a call beside Slack's and identity's own time.
@@ -231,6 +233,65 @@ class Installing:
             return await self._fetch_facts(nango, attempt, origin, ref), ref
 
         return await self._to_the_end(ask, "nango", self._keys.ref(ref.to_seal()), obtain)
+
+    async def import_token(self, ask: InstallAsk, token: Secret[str]) -> Installed:
+        """Take in a bot token that exists already; what is refused lives on at Slack.
+
+        Runs to its end even when the caller goes away. May be repeated with the
+        same grant and token.
+
+        Raises:
+            TokenDead, TokenRotates: It is none that can be kept.
+            ScopesMissing, SlackAnswerUnusable, WorkspaceTaken, InstallInProgress,
+                SlackUnavailable, IdentityUnavailable, KmsUnavailable,
+                DatabaseUnavailable: As `complete`.
+        """
+
+        async def obtain(
+            attempt: InstallAttempt, origin: Origin
+        ) -> tuple[BotFacts, ConnectionRef | None]:
+            try:
+                answer = await self._slack.describe(token)
+                return read_facts(answer, self._app.client_id), None
+            except (TokenDead, TokenRotates, SlackAnswerUnusable) as refusal:
+                dropped = AuditEvent("install.dropped", origin, outcome=refusal.reason)
+                await self._store.drop(attempt.grant_id, refusal.reason, [dropped])
+                raise
+
+        await self.start(ask)
+        return await self._to_the_end(ask, "direct", self._keys.ref(token), obtain)
+
+    async def import_connection(self, ask: InstallAsk, connection_id: str) -> Installed:
+        """Take in a connection that exists already; raises as `complete_connection`."""
+        await self.start(ask)
+        return await self.complete_connection(ask, ConnectionRef(self._integration, connection_id))
+
+    async def inspect(
+        self, ask: InstallAsk, token: Secret[str] | None, connection_id: str
+    ) -> Installation:
+        """Say what an import would make, writing nothing; raises as the import does."""
+        if token is not None:
+            facts = read_facts(await self._slack.describe(token), self._app.client_id)
+        else:
+            fetched = await self._nango().fetch(ConnectionRef(self._integration, connection_id))
+            require_own(fetched, ask.tenant_id, None)
+            facts = _facts_of(fetched, self._app.client_id)
+            require_same_bot(await self._slack.test(facts.token), facts.key, facts.bot_user_id)
+        require_scopes(facts.scopes, self._app.bot_scopes)
+        held = await self._store.find_active(facts.key)
+        if held is not None and held.installation.tenant_id != ask.tenant_id:
+            raise WorkspaceTaken
+        return Installation(
+            id=InstallationId(UUID(int=0)),
+            key=facts.key,
+            tenant_id=ask.tenant_id,
+            state=InstallationState.PENDING,
+            generation=1,
+            name=facts.name,
+            bot_user_id=facts.bot_user_id,
+            bot_scopes=facts.scopes,
+            installed_at=None,
+        )
 
     async def hear_of_connection(
         self, ref: ConnectionRef, tenant_id: TenantId, origin: Origin
@@ -674,8 +735,12 @@ class Installing:
         revoking it would take it from the tenant that holds it by right.
         """
         installation = pending.installation
-        revoked = await self._revoke_unless_stored(credential.token, origin, installation)
-        if credential.connection is not None:
+        # What an operator moves in was somebody's before, and stays that.
+        is_import = pending.attempt.state_sha256 == IMPORT_STATE
+        revoked = not is_import and await self._revoke_unless_stored(
+            credential.token, origin, installation
+        )
+        if credential.connection is not None and not is_import:
             # It would keep a token alive that nothing here knows of.
             await self._nango().delete(credential.connection)
         event = _event("install.dropped", origin, installation, pending.tokens[0])

@@ -13,15 +13,17 @@ from typing_extensions import override
 from interlock.token_vault.v1 import token_vault_pb2 as pb
 from interlock.token_vault.v1 import token_vault_pb2_grpc as services
 from interlock_chassis.errors import InvalidArgument
+from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.restore_staging import RestoreStaging
 from interlock_token_vault.app_keys import AppKeys, KeptPlace
 from interlock_token_vault.auditing import AuditExport
 from interlock_token_vault.domain.app_record import AppPlace
 from interlock_token_vault.domain.backup import BackupPart
 from interlock_token_vault.domain.installation import ClientId, InstallationId
+from interlock_token_vault.installing import Installing
 from interlock_token_vault.key_lifecycle import KeyLifecycle, SlackPlace
 from interlock_token_vault.restoring import Restoring
-from interlock_token_vault.rpc import call_origin, installation_message
+from interlock_token_vault.rpc import GrantReader, call_origin, installation_message
 from interlock_token_vault.vault import TokenVault
 
 if TYPE_CHECKING:
@@ -52,13 +54,41 @@ class OperatorRpc(services.OperatorServiceServicer):
         staging: RestoreStaging,
         *,
         app_keys: AppKeys,
+        installing: Installing,
+        grants: GrantReader,
     ) -> None:
         self._vault = vault
         self._export = export
         self._keys = keys
         self._app_keys = app_keys
+        self._installing = installing
+        self._grants = grants
         self._restoring = restoring
         self._staging = staging
+
+    @override
+    async def ImportToken(
+        self,
+        request: pb.ImportTokenRequest,
+        context: "_Context[pb.ImportTokenRequest, pb.ImportTokenResponse]",
+    ) -> pb.ImportTokenResponse:
+        ask = await self._grants.for_install(request.grant)
+        is_direct = ask.source == "direct"
+        if bool(request.bot_token) != is_direct or bool(request.connection_id) == is_direct:
+            raise InvalidArgument
+        token = Secret(request.bot_token) if is_direct else None
+        if request.dry_run:
+            found = await self._installing.inspect(ask, token, request.connection_id)
+            return pb.ImportTokenResponse(installation=installation_message(found))
+        installed = (
+            await self._installing.import_token(ask, token)
+            if token
+            else await self._installing.import_connection(ask, request.connection_id)
+        )
+        return pb.ImportTokenResponse(
+            installation=installation_message(installed.installation),
+            is_reinstall=installed.is_reinstall,
+        )
 
     @override
     async def Backup(

@@ -133,6 +133,7 @@ CAPS: Mapping[str, timedelta] = {
     f"/{_V1}.InstallService/CompleteNangoInstall": timedelta(seconds=30),
     f"/{_V1}.TokenService/ApplyRevocation": timedelta(seconds=30),
     f"/{_V1}.TokenService/Uninstall": timedelta(seconds=30),
+    f"/{_V1}.OperatorService/ImportToken": timedelta(seconds=30),
     f"/{_V1}.OperatorService/RewrapKeys": timedelta(minutes=30),
     f"/{_V1}.OperatorService/RekeyInstallation": timedelta(seconds=30),
     f"/{_V1}.OperatorService/ExportAudit": timedelta(minutes=30),

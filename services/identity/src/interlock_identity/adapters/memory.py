@@ -132,6 +132,13 @@ class MemoryStore:
         self._tenants[tenant.tenant_id] = tenant
         self._seen_at[person.user_id] = self._seen_at[tenant.tenant_id] = self._clock.now()
 
+    async def note(self, user_id: UserId, tenant_id: TenantId) -> None:
+        """Keep an account and an organization that are not known yet."""
+        self._people.setdefault(user_id, Person(user_id, "", ""))
+        self._tenants.setdefault(tenant_id, Tenant(tenant_id, ""))
+        for each in (user_id, tenant_id):
+            self._seen_at.setdefault(each, self._clock.now())
+
     # Audit.
 
     async def record(self, events: Sequence[AuditEvent]) -> None:

@@ -80,6 +80,14 @@ _REMEMBER_TENANT = text("""
     WHERE known.name IS DISTINCT FROM excluded.name
        OR known.updated_at < clock_timestamp() - interval '1 hour'
 """)
+_NOTE_PERSON = text("""
+    INSERT INTO identity."user" (id, name, email) VALUES (:user_id, '', '')
+    ON CONFLICT (id) DO NOTHING
+""")
+_NOTE_TENANT = text("""
+    INSERT INTO identity.organization (id, name) VALUES (:tenant_id, '')
+    ON CONFLICT (id) DO NOTHING
+""")
 _WORKSPACE_COLUMNS = """
     w.tenant_id, w.id, w.slack_team_id, coalesce(w.slack_enterprise_id, '') AS enterprise_id,
     coalesce(w.slack_app_id, '') AS app_id, w.name, w.status, w.created_at
@@ -394,6 +402,12 @@ class PostgresStore:
         """Keep an account and an organization."""
         async with self._transaction() as connection:
             await _remember(connection, person, tenant)
+
+    async def note(self, user_id: UserId, tenant_id: TenantId) -> None:
+        """Keep an account and an organization that are not known yet."""
+        async with self._transaction() as connection:
+            await connection.execute(_NOTE_PERSON, {"user_id": user_id})
+            await connection.execute(_NOTE_TENANT, {"tenant_id": tenant_id})
 
     # Workspaces.
 

@@ -854,6 +854,23 @@ class FakeSlack:
         with self.faults.around("slack.test"):
             return self._living(token)
 
+    async def describe(self, token: Secret[str]) -> ExchangeAnswer:
+        """Ask what a token is; see Slack."""
+        with self.faults.around("slack.describe"):
+            identity = self._living(token)
+            return ExchangeAnswer(
+                bot_token=token,
+                token_type="bot",  # noqa: S106 - A type, no token.
+                app_id="A0APP",
+                team_id=identity.team_id,
+                team_name="Northwind",
+                enterprise_id=identity.enterprise_id,
+                enterprise_name="Grid",
+                is_enterprise_install=identity.is_enterprise_install,
+                bot_user_id=identity.user_id,
+                scopes=("chat:write", "commands"),
+            )
+
     async def revoke(self, token: Secret[str]) -> None:
         """End a token; see Slack."""
         with self.faults.around("slack.revoke"):

@@ -24,7 +24,7 @@ from interlock_token_vault.domain.install import (
     OAuthCodeRefused,
     SlackAnswerUnusable,
 )
-from interlock_token_vault.install_ports import SlackUnavailable, TokenDead
+from interlock_token_vault.install_ports import SlackUnavailable, TokenDead, TokenRotates
 from interlock_token_vault.uninstalling import UninstallRefused
 
 # An install is capped at 30 s and makes up to four calls besides identity's.
@@ -67,6 +67,8 @@ _DEAD = frozenset(
         "org_login_required",
     }
 )
+# Tokens that live 12 hours begin so.
+_ROTATING = "xoxe."
 _ERROR_CODE = re.compile(r"[a-z_]{1,64}")
 
 
@@ -151,6 +153,32 @@ class SlackOAuth:
         except NoAnswer:
             raise SlackUnavailable from None
 
+    async def describe(self, token: Secret[str]) -> ExchangeAnswer:
+        """Ask what a bot's token is; see Slack."""
+        if token.reveal().startswith(_ROTATING):
+            raise TokenRotates
+        try:
+            whose, scopes = await self._ask_with(token, "auth.test", {})
+            bot_id = _text(whose, "bot_id")
+            if not bot_id:
+                raise SlackAnswerUnusable
+            shown, _ = await self._ask_with(token, "bots.info", {"bot": bot_id})
+            is_org = _flag(whose, "is_enterprise_install")
+            return ExchangeAnswer(
+                bot_token=token,
+                token_type="bot",  # noqa: S106 - A type, no token.
+                app_id=_text(_part(shown, "bot"), "app_id"),
+                team_id="" if is_org else _text(whose, "team_id"),
+                team_name=_text(whose, "team"),
+                enterprise_id=_text(whose, "enterprise_id"),
+                enterprise_name=_text(whose, "team"),
+                is_enterprise_install=is_org,
+                bot_user_id=_text(whose, "user_id"),
+                scopes=tuple(scope.strip() for scope in scopes.split(",") if scope.strip()),
+            )
+        except NoAnswer:
+            raise SlackUnavailable from None
+
     async def uninstall(self, token: Secret[str]) -> None:
         """Remove the app from where the token belongs; see SlackExit."""
         fields = {
@@ -189,8 +217,15 @@ class SlackOAuth:
         return await self._call(method, {"Authorization": auth}, fields, timeout)
 
     async def _call_with(self, token: Secret[str], method: str) -> Mapping[str, Any]:
+        answer, _ = await self._ask_with(token, method, {})
+        return answer
+
+    async def _ask_with(
+        self, token: Secret[str], method: str, fields: Mapping[str, str]
+    ) -> tuple[Mapping[str, Any], str]:
+        """Call a method with a token; returns the answer, and the token's scopes."""
         try:
-            return await self._call(method, {"Authorization": f"Bearer {token.reveal()}"}, {})
+            return await self._ask(method, {"Authorization": f"Bearer {token.reveal()}"}, fields)
         except SlackError as error:
             if error.code in _DEAD:
                 raise TokenDead from None
@@ -204,6 +239,17 @@ class SlackOAuth:
         timeout: aiohttp.ClientTimeout = _CALL_BUDGET,
     ) -> Mapping[str, Any]:
         """Call a method and return its answer, which says `ok: true`."""
+        answer, _ = await self._ask(method, headers, fields, timeout)
+        return answer
+
+    async def _ask(
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        fields: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout = _CALL_BUDGET,
+    ) -> tuple[Mapping[str, Any], str]:
+        """As `_call`, with the scopes that Slack names in a header."""
         try:
             async with self._session.post(
                 self._api_url / method,
@@ -215,6 +261,7 @@ class SlackOAuth:
                 if response.status != HTTPStatus.OK:
                     raise SlackUnavailable(retry_after=_wait_of(response))
                 body = await _read_bounded(response)
+                scopes = response.headers.get("X-OAuth-Scopes", "")
         except (aiohttp.ClientError, TimeoutError) as error:
             # The error may hold the request's headers; its kind says enough.
             raise SlackUnavailable(metadata={"cause": type(error).__name__}) from None
@@ -224,7 +271,7 @@ class SlackOAuth:
             if answer.get("ok") is not False or not isinstance(code, str):
                 raise NoAnswer
             raise SlackError(code)
-        return answer
+        return answer, scopes
 
 
 @asynccontextmanager

@@ -425,6 +425,58 @@ class IssueInstallGrantResponse(_message.Message):
 Global___IssueInstallGrantResponse: _TypeAlias = IssueInstallGrantResponse  # noqa: Y015
 
 @_typing.final
+class IssueImportGrantRequest(_message.Message):
+    """Request of SessionService.IssueImportGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant that will own the workspace."""
+    user_id: _builtins.str
+    """The platform account that the install is noted under."""
+    source: Global___InstallSource.ValueType
+    """The source."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        source: Global___InstallSource.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueImportGrantRequest: _TypeAlias = IssueImportGrantRequest  # noqa: Y015
+
+@_typing.final
+class IssueImportGrantResponse(_message.Message):
+    """Response of SessionService.IssueImportGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    grant: _builtins.str
+    """The installGrant."""
+    def __init__(
+        self,
+        *,
+        grant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueImportGrantResponse: _TypeAlias = IssueImportGrantResponse  # noqa: Y015
+
+@_typing.final
 class CreateLinkCodeRequest(_message.Message):
     """Request of LinkService.CreateLinkCode."""
 

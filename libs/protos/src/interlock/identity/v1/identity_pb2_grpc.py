@@ -50,6 +50,11 @@ class SessionServiceStub:
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantRequest.SerializeToString,
                 response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantResponse.FromString,
                 _registered_method=True)
+        self.IssueImportGrant = channel.unary_unary(
+                '/interlock.identity.v1.SessionService/IssueImportGrant',
+                request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantRequest.SerializeToString,
+                response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer:
@@ -88,6 +93,14 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueImportGrant(self, request, context):
+        """Sign an installGrant for a tenant whose workspace is moved in. Called by
+        operators, who answer for the tenant and the account that they name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +118,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.IssueInstallGrant,
                     request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantRequest.FromString,
                     response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantResponse.SerializeToString,
+            ),
+            'IssueImportGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueImportGrant,
+                    request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantRequest.FromString,
+                    response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -189,6 +207,33 @@ class SessionService:
             '/interlock.identity.v1.SessionService/IssueInstallGrant',
             interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantRequest.SerializeToString,
             interlock_dot_identity_dot_v1_dot_identity__pb2.IssueInstallGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueImportGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.identity.v1.SessionService/IssueImportGrant',
+            interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantRequest.SerializeToString,
+            interlock_dot_identity_dot_v1_dot_identity__pb2.IssueImportGrantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class SessionServiceStub:
 
     Errors: as AuthenticateSession; PERMISSION_DENIED ROLE_NOT_SUFFICIENT.
     """
+    IssueImportGrant: _aio.UnaryUnaryMultiCallable[_identity_pb2.IssueImportGrantRequest, _identity_pb2.IssueImportGrantResponse]
+    """Sign an installGrant for a tenant whose workspace is moved in. Called by
+    operators, who answer for the tenant and the account that they name.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Browser sessions, and the grants that administrators get. Called by edge."""
@@ -86,6 +90,16 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sign an installGrant for the tenant of the session.
 
         Errors: as AuthenticateSession; PERMISSION_DENIED ROLE_NOT_SUFFICIENT.
+        """
+
+    @_abc_1.abstractmethod
+    def IssueImportGrant(
+        self,
+        request: _identity_pb2.IssueImportGrantRequest,
+        context: _aio.ServicerContext[_identity_pb2.IssueImportGrantRequest, _abc.Awaitable[_identity_pb2.IssueImportGrantResponse]],
+    ) -> _abc.Awaitable[_identity_pb2.IssueImportGrantResponse]:
+        """Sign an installGrant for a tenant whose workspace is moved in. Called by
+        operators, who answer for the tenant and the account that they name.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _aio.Server) -> None: ...

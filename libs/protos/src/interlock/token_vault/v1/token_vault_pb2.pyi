@@ -1832,25 +1832,29 @@ class ImportTokenRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TENANT_ID_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     BOT_TOKEN_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
-    tenant_id: _builtins.str
-    """The tenant that owns the workspace."""
+    grant: _builtins.str
+    """An installGrant, as SessionService.IssueImportGrant signs it."""
     bot_token: _builtins.str
-    """The bot token."""
+    """The bot token; with a grant of source `direct`."""
+    connection_id: _builtins.str
+    """Nango's connection id; with a grant of source `nango`."""
     dry_run: _builtins.bool
     """Check only; write nothing."""
     def __init__(
         self,
         *,
-        tenant_id: _builtins.str = ...,
+        grant: _builtins.str = ...,
         bot_token: _builtins.str = ...,
+        connection_id: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bot_token", b"bot_token", "dry_run", b"dry_run", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bot_token", b"bot_token", "connection_id", b"connection_id", "dry_run", b"dry_run", "grant", b"grant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1863,18 +1867,22 @@ class ImportTokenResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTALLATION_FIELD_NUMBER: _builtins.int
+    IS_REINSTALL_FIELD_NUMBER: _builtins.int
+    is_reinstall: _builtins.bool
+    """Whether this tenant had the workspace before."""
     @_builtins.property
     def installation(self) -> Global___Installation:
-        """The installation."""
+        """The installation; in a dry run, what it would be."""
 
     def __init__(
         self,
         *,
         installation: Global___Installation | None = ...,
+        is_reinstall: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation", "is_reinstall", b"is_reinstall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

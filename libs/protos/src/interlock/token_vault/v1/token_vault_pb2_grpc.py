@@ -1075,7 +1075,13 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportToken(self, request, context):
-        """Take in a token that exists already.
+        """Take in a bot token that exists already, or a connection at Nango that does.
+
+        Nothing at Slack changes, whatever comes of it: a token that is not taken
+        lives on. A dry run asks Slack and writes nothing.
+
+        Errors: as InstallService.CompleteOAuthInstall and CompleteNangoInstall;
+        FAILED_PRECONDITION TOKEN_DEAD, TOKEN_ROTATES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

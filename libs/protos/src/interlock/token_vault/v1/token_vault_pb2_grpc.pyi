@@ -381,7 +381,14 @@ class OperatorServiceStub:
     SetFreeze: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.SetFreezeRequest, _token_vault_pb2.SetFreezeResponse]
     """Stop or resume releases, globally or for one installation."""
     ImportToken: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ImportTokenRequest, _token_vault_pb2.ImportTokenResponse]
-    """Take in a token that exists already."""
+    """Take in a bot token that exists already, or a connection at Nango that does.
+
+    Nothing at Slack changes, whatever comes of it: a token that is not taken
+    lives on. A dry run asks Slack and writes nothing.
+
+    Errors: as InstallService.CompleteOAuthInstall and CompleteNangoInstall;
+    FAILED_PRECONDITION TOKEN_DEAD, TOKEN_ROTATES.
+    """
     ExportAudit: _aio.UnaryStreamMultiCallable[_token_vault_pb2.ExportAuditRequest, _token_vault_pb2.ExportAuditResponse]
     """Export audit events as NDJSON chunks, oldest first, with a first line that
     says which time they cover and a last one that counts them.
@@ -511,7 +518,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_vault_pb2.ImportTokenRequest,
         context: _aio.ServicerContext[_token_vault_pb2.ImportTokenRequest, _abc.Awaitable[_token_vault_pb2.ImportTokenResponse]],
     ) -> _abc.Awaitable[_token_vault_pb2.ImportTokenResponse]:
-        """Take in a token that exists already."""
+        """Take in a bot token that exists already, or a connection at Nango that does.
+
+        Nothing at Slack changes, whatever comes of it: a token that is not taken
+        lives on. A dry run asks Slack and writes nothing.
+
+        Errors: as InstallService.CompleteOAuthInstall and CompleteNangoInstall;
+        FAILED_PRECONDITION TOKEN_DEAD, TOKEN_ROTATES.
+        """
 
     @_abc_1.abstractmethod
     def ExportAudit(
