@@ -146,6 +146,23 @@ async def stage(request: pytest.FixtureRequest, cluster: ScratchDatabases) -> As
     await admin.close()
 
 
+async def test_what_is_found_during_a_purge_is_whole(stage: Stage) -> None:
+    """Whoever reads while it goes finds all that was sealed, or nothing."""
+    sizes: set[int] = set()
+
+    async def look(installation_id: InstallationId) -> None:
+        while (held := await stage.uninstalls.find_held(installation_id)) is not None:
+            sizes.add(len(held.tokens))
+            # The store in memory never waits by itself.
+            await asyncio.sleep(0)
+
+    for _ in range(30):
+        here = await stage.install(TEAM, "U0ADA", "U0BEN")
+        looks = [look(here.id) for _ in range(6)]
+        await asyncio.gather(*looks, stage.uninstalls.purge(here, PURGED))
+    assert sizes <= {3}
+
+
 async def test_a_name_means_the_team_and_the_enterprise_around_it(stage: Stage) -> None:
     """Whatever of them is installed; nothing of anybody else, and no other app's."""
     grid, team, plain = [await stage.install(key) for key in (GRID, GRID_TEAM, TEAM)]

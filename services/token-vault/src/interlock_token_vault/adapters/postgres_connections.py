@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from interlock_token_vault.adapters.journal import Journal, failing_closed
-from interlock_token_vault.adapters.rows import Connection, Pool, find_held, query
+from interlock_token_vault.adapters.rows import Connection, Pool, find_held, query, snapshot
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import SealedToken
 from interlock_token_vault.domain.installation import Installation, InstallationId
@@ -26,7 +26,7 @@ class PostgresConnections:
     async def find_held(self, installation_id: InstallationId) -> Held | None:
         """Find what is sealed for an installation; see ConnectionStore."""
         with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+            async with snapshot(self._pool) as connection:
                 await connection.execute(query("name_installations"), [installation_id])
                 return await find_held(connection, "get_active", installation_id)
 

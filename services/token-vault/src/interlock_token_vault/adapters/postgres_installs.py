@@ -16,6 +16,7 @@ from interlock_token_vault.adapters.rows import (
     find_held,
     installation_of,
     query,
+    snapshot,
     token_of,
 )
 from interlock_token_vault.domain.audit import AuditEvent
@@ -95,7 +96,7 @@ class PostgresInstalls:
         """Find what is sealed for the active installation of a key; see InstallStore."""
         name = (key.client_id, key.app_id, key.enterprise_id, key.team_id)
         with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+            async with snapshot(self._pool) as connection:
                 found = await connection.fetchval(query("find_active_id"), *name)
                 if found is None:
                     return None

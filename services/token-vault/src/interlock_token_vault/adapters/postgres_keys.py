@@ -14,6 +14,7 @@ from interlock_token_vault.adapters.rows import (
     dek_of,
     find_held,
     query,
+    snapshot,
 )
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import WrappedDek
@@ -127,7 +128,7 @@ class PostgresKeys:
     async def find_held(self, installation_id: InstallationId) -> Held | None:
         """Find what is sealed for an installation; see KeyStore."""
         with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+            async with snapshot(self._pool) as connection:
                 await _name(connection, installation_id)
                 return await find_held(connection, "get_active", installation_id)
 

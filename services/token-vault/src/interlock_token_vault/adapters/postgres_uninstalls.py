@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from interlock_token_vault.adapters.journal import Journal, failing_closed
-from interlock_token_vault.adapters.rows import Connection, Pool, Row, find_held, query
+from interlock_token_vault.adapters.rows import Connection, Pool, Row, find_held, query, snapshot
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import SealedToken
 from interlock_token_vault.domain.installation import (
@@ -43,7 +43,7 @@ class PostgresUninstalls:
     async def find_held(self, installation_id: InstallationId) -> Held | None:
         """Find what is sealed for an installation; see UninstallStore."""
         with failing_closed():
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+            async with snapshot(self._pool) as connection:
                 await _name(connection, installation_id)
                 return await find_held(connection, "get_active", installation_id)
 

@@ -1,7 +1,8 @@
 """The vault's statements by name, and its rows as domain objects."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache
 from importlib import resources
@@ -233,13 +234,27 @@ def _values_of(record: ChainedEvent) -> tuple[str | datetime | bytes, ...]:
     )
 
 
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """Open a transaction whose statements all see the database as the first one did.
+
+    For what takes several statements to read: a purge that commits between two of
+    them would leave a key without its tokens.
+    """
+    async with (
+        pool.acquire() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield connection
+
+
 async def find_held(
     connection: Connection, by: str, installation_id: InstallationId
 ) -> Held | None:
     """Find what is sealed for an installation that the transaction has named.
 
     Args:
-        connection: In a transaction.
+        connection: In a `snapshot`, or in a transaction in which `by` locks the row.
         by: The statement that finds the installation.
         installation_id: Its id.
     """
