@@ -201,6 +201,7 @@ def _replicas(edge_port: int) -> dict[str, Any]:
     for name, relay in RELAYS.items():
         more[second(relay)] = services[relay] | {
             "network_mode": f"service:{second(name)}",
+            "depends_on": {second(name): services[relay]["depends_on"][name]},
             "profiles": ["replicas"],
         }
     more["traffic"] = _traffic()
