@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -517,6 +518,8 @@ async def test_exit_code_and_document_say_what_was_found(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command exits 0 when all is well and 1 when not; --json names variable and status."""
+    for name in [each for each in os.environ if each.startswith("INTERLOCK_")]:
+        monkeypatch.delenv(name)
     for name, text in site.environ("runner").items():
         monkeypatch.setenv(name, text)
     well = await asyncio.to_thread(CliRunner().invoke, app, ["doctor", "runner", "--json"])
