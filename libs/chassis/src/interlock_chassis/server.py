@@ -52,6 +52,13 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 _MAX_CALLS_PER_CALLER = 1000
 _MAX_CALLS = 4 * _MAX_CALLS_PER_CALLER
 
+# What one connection may have open; what is beyond that fails as UNAVAILABLE at its client.
+_MAX_STREAMS = 2 * _MAX_CALLS
+# Of the calls that wait to be looked at, whoever they are from, the transport cancels some from
+# the first number on and all from the second. Its own numbers, 1000 and 3000, are within the
+# reach of one connection (grpc 1.85).
+_MAX_WAITING = (2 * _MAX_STREAMS, 4 * _MAX_STREAMS)
+
 # Long enough to write one audit row, short enough that refusing stays cheap.
 _REFUSAL_BUDGET = timedelta(seconds=5)
 
@@ -284,6 +291,9 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        ("grpc.server.max_pending_requests", _MAX_WAITING[0]),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_WAITING[1]),
         ("grpc.max_connection_age_ms", _milliseconds(_CONNECTION_AGE)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(_CONNECTION_GRACE)),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(_PING_INTERVAL)),
