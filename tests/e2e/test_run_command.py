@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.processes import is_alive
+
 ROOT = Path(__file__).parents[2]
 READY = "Ready: "
 CTRL_C = "\x03"
@@ -147,7 +149,7 @@ def test_interrupt_or_kill_of_make_alone_ends_everything(tmp_path: Path) -> None
             _wait_until_ready(make)
             make.send_signal(number)
             _, alive = psutil.wait_procs(_processes_on(data), timeout=STOP_BUDGET_S)
-            assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+            assert not any(map(is_alive, alive))
 
 
 def test_killed_launcher_leaves_no_orphan(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_killed_launcher_leaves_no_orphan(tmp_path: Path) -> None:
         product.kill()
         product.wait()
         _, alive = psutil.wait_procs(_processes_on(data), timeout=STOP_BUDGET_S)
-        assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+        assert not any(map(is_alive, alive))
     with _started(data) as (_, url):
         assert _get(url + "/") == 200
 

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -13,6 +14,7 @@ import pytest
 
 from interlock_chassis.secret import Secret
 from interlock_cli.embedded_postgres import EmbeddedPostgres, PostgresError, find_binaries
+from tests.support.processes import is_alive
 
 _START_AND_DIE = """
 import os, signal, sys
@@ -96,10 +98,9 @@ def test_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
     )
     assert parent.returncode == -signal.SIGKILL
     pid = int(parent.stdout)
-    if psutil.pid_exists(pid):
+    with suppress(psutil.NoSuchProcess):
         _, alive = psutil.wait_procs([psutil.Process(pid)], timeout=10)
-        still = [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
-        assert not still
+        assert not any(map(is_alive, alive))
     assert not (tmp_path / "pg" / "data" / "postmaster.pid").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from interlock_cli.data_folder import choose_ports
 from interlock_cli.supervisor import Program, ProgramEnded, Supervisor
+from tests.support.processes import is_alive, runs
 
 _SERVER = """
 import http.server, os, signal, sys
@@ -47,7 +48,7 @@ def _program(name: str, source: str) -> Program:
 
 def _children() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [each for each in children if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in children if is_alive(each)]
 
 
 async def test_started_programs_are_ready_and_stopped_ones_gone(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ async def test_program_that_ends_later_is_noticed(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path)
     await supervisor.start([_program("victim", _SERVER)], lambda _: None)
     try:
-        [victim] = [each for each in _children() if _SERVER in each.cmdline()]
+        [victim] = [each for each in _children() if runs(each, _SERVER)]
         victim.kill()
         ended = await supervisor.wait_for_end()
     finally:
@@ -94,7 +95,7 @@ async def test_program_that_ignores_the_request_is_killed_in_time(tmp_path: Path
     began = time.monotonic()
     await supervisor.stop()
     assert time.monotonic() - began < 8
-    assert not [each for each in _children() if _STUBBORN in each.cmdline()]
+    assert not [each for each in _children() if runs(each, _STUBBORN)]
 
 
 def test_programs_end_with_a_killed_launcher(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_programs_end_with_a_killed_launcher(tmp_path: Path) -> None:
     assert launcher.returncode == -signal.SIGKILL
     left = [each for each in psutil.process_iter(["cmdline", "environ"]) if _is(each, port)]
     _, alive = psutil.wait_procs(left, timeout=10)
-    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert not any(map(is_alive, alive))
 
 
 def _is(process: psutil.Process, port: int) -> bool:

@@ -79,12 +79,16 @@ class Supervisor:
         for program in programs:
             self._running.append((program, await self._spawn(program)))
         timeout = aiohttp.ClientTimeout(total=5)
+        ended: list[BaseException] = []
         try:
             async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as group:
                 for program, process in self._running:
                     group.create_task(self._wait_until_ready(http, program, process, ready))
         except* ProgramEnded as failures:
-            raise failures.exceptions[0] from None
+            # Some versions of Python 3.11 wrap what is raised here in a group.
+            ended.extend(failures.exceptions)
+        if ended:
+            raise ended[0]
 
     async def wait_for_end(self) -> ProgramEnded:
         """Wait until a program ends by itself, and tell which."""
