@@ -1,7 +1,7 @@
 """Release tokens, each against a grant and an audit record.
 
-The order is the promise: judge, commit the audit record in the transaction that
-loaded the ciphertext, open, release. No record, no token.
+The order is the promise: load, judge, commit the audit record, open, release.
+No record, no token.
 """
 
 import asyncio
@@ -216,7 +216,7 @@ class Loaded:
     """What the store holds for a target.
 
     Attributes:
-        at: The database's clock in the loading transaction.
+        at: The database's clock when it was loaded.
         audited_generation: The highest generation that the audit log names for
             this installation, as far as this process knows; 0 for none.
         stopped: Whether releases are stopped here, or in the whole vault.
@@ -282,11 +282,11 @@ class VaultStore(Protocol):
     async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load a token, judge it, and commit the verdict's record.
 
-        Returns after the commit. Many callers share one transaction.
+        Returns after the commit. Many callers share one load and one commit.
 
         Args:
-            target: Its installation is the only one that the transaction can see.
-            judge: Pure and quick; called inside the transaction.
+            target: Its installation, and those of who shares the load, are all that it sees.
+            judge: Pure and quick; it keeps the others waiting.
 
         Raises:
             DatabaseUnavailable: The record is not known to be committed.
@@ -294,7 +294,7 @@ class VaultStore(Protocol):
         ...
 
     async def load_recorded_many(self, wishes: Sequence[Wish]) -> list[Verdict | Exception]:
-        """Do as `load_recorded` for many at once, all in one transaction.
+        """Do as `load_recorded` for many at once, with one load and one commit.
 
         Returns:
             For each wish in its order the verdict, or what its judge raised.
@@ -533,7 +533,7 @@ class TokenVault:
     ) -> None:
         """Stop the release of tokens, of one installation or of all for None.
 
-        No read whose transaction begins after this returns is released.
+        No read that is loaded after this returns is released.
         Commits one audit record, with the note, unless it was frozen before.
 
         Raises:

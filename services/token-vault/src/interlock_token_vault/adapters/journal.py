@@ -1,8 +1,10 @@
-"""One chain of audit records, and every transaction that appends to it.
+"""One chain of audit records, and everything that appends to it.
 
-A vault process writes its chain from one place, one transaction at a time, on
-a connection that it keeps. What waits meanwhile goes into the next transaction
-together: reads of many callers share one load, one insert and one commit.
+A vault process writes its chain from one place, one commit at a time. Reads
+pass two stations, each with a session of its own: one statement loads what
+many callers want, one commits what was judged of it. While a batch is being
+committed, the next one is loaded, and what comes meanwhile goes into the one
+after that.
 """
 
 import asyncio
@@ -117,10 +119,19 @@ async def load(
 
 @dataclass(slots=True)
 class _Entry:
-    """What shares a transaction: one caller's reads, or records alone."""
+    """What shares a load and a commit: one caller's reads, or records alone."""
 
     wishes: Sequence[Wish | AuditEvent]
     settled: "asyncio.Future[list[Verdict | Exception]]"
+
+
+@dataclass(slots=True)
+class _Judged:
+    """Entries with what was judged of them, wish by wish, not yet on record."""
+
+    entries: Sequence[_Entry]
+    verdicts: Sequence[Verdict | Exception]
+    at: datetime
 
 
 @dataclass(slots=True)
@@ -170,6 +181,54 @@ class _Heads:
         )
 
 
+class _Bell:
+    """Wakes the one who waits for work."""
+
+    def __init__(self) -> None:
+        self._rung: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        if self._rung is not None:
+            _answer(self._rung, None)
+
+    async def wait(self) -> None:
+        self._rung = _future()
+        await self._rung
+        self._rung = None
+
+
+class _Session:
+    """A connection that is kept: the pool's own would cost a round trip to give back."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._connection: Connection | None = None
+        self._used = 0.0
+
+    async def connect(self) -> Connection:
+        now = asyncio.get_running_loop().time()
+        if now - self._used > _MOST_IDLE.total_seconds() or not _is_open(self._connection):
+            self.hang_up()
+        if self._connection is None:
+            self._connection = await self._pool.acquire()
+        self._used = now
+        return self._connection
+
+    def hang_up(self) -> None:
+        """End the session; the pool makes a new one in its place."""
+        kept, self._connection = self._connection, None
+        # The pool has taken it back already when Postgres closed it.
+        with suppress(asyncpg.InterfaceError):
+            if kept is not None:
+                kept.terminate()
+
+    async def give_back(self) -> None:
+        kept, self._connection = self._connection, None
+        with suppress(*_FAILURES):
+            if kept is not None:
+                await self._pool.release(kept)
+
+
 class Journal:
     """Commit transactions with their audit records.
 
@@ -187,13 +246,16 @@ class Journal:
         self._left: list[ChainHead] = []
         self._is_failing = False
         self._heads = _Heads()
-        self._connection: Connection | None = None
-        self._used = 0.0
+        self._loading = _Session(pool)
+        self._writing = _Session(pool)
         self._entries: deque[_Entry] = deque()
+        self._judged: _Judged | None = None
         self._jobs: deque[_Job[Any]] = deque()
         self._shares: deque[_Share[Any]] = deque()
-        self._bell: asyncio.Future[None] | None = None
+        self._to_load = _Bell()
+        self._to_write = _Bell()
         self._is_closed = False
+        self._is_loaded = False
 
     async def load_recorded(self, target: ReadTarget, judge: Judge) -> Verdict:
         """Load, judge, and commit the record; see VaultStore."""
@@ -214,7 +276,7 @@ class Journal:
         self._require_open()
         entry = _Entry(wishes, _future())
         self._entries.append(entry)
-        self._ring()
+        self._to_load.ring()
         return await entry.settled
 
     async def commit(self, work: Work[_T]) -> _T:
@@ -228,7 +290,7 @@ class Journal:
         self._require_open()
         job: _Job[_T] = _Job(work, _future())
         self._jobs.append(job)
-        self._ring()
+        self._to_write.ring()
         return await job.settled
 
     async def commit_shared(self, work: SharedWork[_I], key: UUID, item: _I) -> None:
@@ -249,7 +311,7 @@ class Journal:
         self._require_open()
         share: _Share[_I] = _Share(work, key, item, _future())
         self._shares.append(share)
-        self._ring()
+        self._to_write.ring()
         await share.settled
 
     def heads(self) -> list[ChainHead]:
@@ -262,42 +324,54 @@ class Journal:
         return self._is_failing
 
     async def run(self) -> None:
-        """Write, until `close`."""
+        """Load and write, until `close`."""
         try:
-            while self._has_work() or await self._is_rung():
-                if self._entries:
-                    await self._commit_entries()
-                if self._shares:
-                    await self._commit_shares()
-                # One at a time, so that readers do not wait for a row of them.
-                if self._jobs:
-                    await self._commit_job(self._jobs.popleft())
+            async with asyncio.TaskGroup() as stations:
+                stations.create_task(self._load_all())
+                stations.create_task(self._write_all())
         finally:
-            await self._disconnect()
+            await self._loading.give_back()
+            await self._writing.give_back()
 
     def close(self) -> None:
         """Take nothing more; `run` returns once everything taken is settled."""
         self._is_closed = True
-        self._ring()
+        self._to_load.ring()
 
     def _require_open(self) -> None:
         if self._is_closed:
             raise DatabaseUnavailable
 
-    def _ring(self) -> None:
-        if self._bell is not None:
-            _answer(self._bell, None)
+    async def _load_all(self) -> None:
+        """Keep one batch ahead of the writer, and no more: what waits longer shares more."""
+        while True:
+            while self._judged is not None or not (self._entries or self._is_closed):
+                await self._to_load.wait()
+            if not self._entries:
+                break
+            await self._load_entries()
+        self._is_loaded = True
+        self._to_write.ring()
 
-    async def _is_rung(self) -> bool:
-        """Wait until there is something to write; False when there will be nothing more."""
-        if not self._is_closed:
-            self._bell = _future()
-            await self._bell
-            self._bell = None
-        return self._has_work()
+    async def _write_all(self) -> None:
+        while self._has_to_write() or not self._is_loaded:
+            if judged := self._take_judged():
+                await self._commit_judged(judged)
+            if self._shares:
+                await self._commit_shares()
+            # One at a time, so that readers do not wait for a row of them.
+            if self._jobs:
+                await self._commit_job(self._jobs.popleft())
+            if not self._has_to_write() and not self._is_loaded:
+                await self._to_write.wait()
 
-    def _has_work(self) -> bool:
-        return bool(self._entries or self._shares or self._jobs)
+    def _has_to_write(self) -> bool:
+        return bool(self._judged or self._shares or self._jobs)
+
+    def _take_judged(self) -> _Judged | None:
+        judged, self._judged = self._judged, None
+        self._to_load.ring()
+        return judged
 
     def _take_entries(self) -> list[_Entry]:
         """Take as many as fit; whoever went away is released nothing and recorded nothing."""
@@ -310,23 +384,60 @@ class Journal:
                 size += len(entry.wishes)
         return taken
 
-    async def _commit_entries(self) -> None:
+    async def _load_entries(self) -> None:
+        """Load and judge what is asked for, and leave it to the writer."""
         entries: list[_Entry] = []
         try:
-            async with self._transaction(_READ_BUDGET) as (connection, append):
-                # Not before it has begun: who came meanwhile comes along.
-                entries = self._take_entries()
-                wishes = [wish for entry in entries for wish in entry.wishes]
-                at, found = await self._load(connection, wishes)
-                verdicts = [_judged(wish, found) for wish in wishes]
-                await append([each.event for each in verdicts if isinstance(each, Verdict)], at)
+            with failing_closed():
+                async with asyncio.timeout(_READ_BUDGET.total_seconds()):
+                    connection = await self._loading.connect()
+                    # Not before there is a session: who came meanwhile comes along.
+                    entries = self._take_entries()
+                    wishes = [wish for entry in entries for wish in entry.wishes]
+                    at, found = await self._load(connection, wishes)
+            verdicts = [_judged(wish, found) for wish in wishes]
         except Exception as error:  # noqa: BLE001 - Whatever it is, the callers must hear of it.
+            self._loading.hang_up()
+            self._is_failing = True
             for entry in entries or self._take_entries():
                 _refuse(entry.settled, _own_copy(error))
             return
-        rest = iter(verdicts)
-        for entry in entries:
+        except BaseException:
+            self._loading.hang_up()
+            raise
+        self._judged = _Judged(entries, verdicts, at)
+        self._to_write.ring()
+
+    async def _commit_judged(self, judged: _Judged) -> None:
+        """Put on record what was judged, and tell the callers; one statement, so one commit."""
+        events = [each.event for each in judged.verdicts if isinstance(each, Verdict)]
+        try:
+            with self._watched(), failing_closed():
+                async with asyncio.timeout(_READ_BUDGET.total_seconds()):
+                    connection = await self._writing.connect()
+                    await self._append_alone(connection, events, judged.at)
+        except Exception as error:  # noqa: BLE001 - As above.
+            for entry in judged.entries:
+                _refuse(entry.settled, _own_copy(error))
+            return
+        rest = iter(judged.verdicts)
+        for entry in judged.entries:
             _answer(entry.settled, list(islice(rest, len(entry.wishes))))
+
+    async def _append_alone(
+        self, connection: Connection, events: Sequence[AuditEvent], at: datetime
+    ) -> None:
+        records = self._extend(events, at)
+        if not records:
+            return
+        try:
+            await connection.execute(query("append_audit"), *columns_of(records))
+        except BaseException as error:
+            self._writing.hang_up()
+            if not _is_refused(error):
+                self._begin_chain()
+            raise
+        self._chain.advance(records)
 
     async def _commit_job(self, job: _Job[Any]) -> None:
         if job.settled.done():
@@ -339,8 +450,9 @@ class Journal:
         except Exception as error:  # noqa: BLE001 - As above.
             _refuse(job.settled, error)
             return
-        # It may have raised a generation, so the log is asked again.
-        self._heads.known.clear()
+        # It may have raised a generation, so the log is asked again; what is being loaded
+        # goes by what was known before, and into that.
+        self._heads = _Heads()
         _answer(job.settled, result)
 
     def _take_shares(self) -> list[_Share[Any]]:
@@ -384,11 +496,10 @@ class Journal:
         targets = list(dict.fromkeys(wish[0] for wish in wishes if isinstance(wish, tuple)))
         if not targets:
             return await connection.fetchval(query("read_clock")), {}
-        is_new = [self._heads.is_new(target.key) for target in targets]
+        heads = self._heads
+        is_new = [heads.is_new(target.key) for target in targets]
         at, found = await load(connection, targets, is_new)
-        return at, {
-            target: self._heads.merge(target.key, loaded) for target, loaded in found.items()
-        }
+        return at, {target: heads.merge(target.key, loaded) for target, loaded in found.items()}
 
     @asynccontextmanager
     async def _transaction(
@@ -399,7 +510,8 @@ class Journal:
         """Open a transaction and a way to append to the chain in it."""
         records: list[ChainedEvent] = []
         with self._watched(), failing_closed():
-            async with asyncio.timeout(budget.total_seconds()), self._connected() as connection:
+            async with asyncio.timeout(budget.total_seconds()):
+                connection = await self._writing.connect()
 
                 async def append(events: Sequence[AuditEvent], at: datetime) -> None:
                     records.extend(self._extend(events, at))
@@ -418,44 +530,19 @@ class Journal:
                     raise
                 except BaseException:
                     # Postgres rolls back when it misses us; asking it to may hang.
-                    self._hang_up()
+                    self._writing.hang_up()
                     raise
                 try:
                     await transaction.commit()
                 except BaseException:
-                    self._hang_up()
+                    self._writing.hang_up()
                     self._begin_chain()
                     raise
                 self._chain.advance(records)
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Connection]:
-        """Give the kept connection: the pool's own would cost a round trip to give back."""
-        now = asyncio.get_running_loop().time()
-        if now - self._used > _MOST_IDLE.total_seconds() or not _is_open(self._connection):
-            self._hang_up()
-        if self._connection is None:
-            self._connection = await self._pool.acquire()
-        self._used = now
-        yield self._connection
-
-    def _hang_up(self) -> None:
-        """End the session; the pool makes a new one in its place."""
-        kept, self._connection = self._connection, None
-        # The pool has taken it back already when Postgres closed it.
-        with suppress(asyncpg.InterfaceError):
-            if kept is not None:
-                kept.terminate()
-
-    async def _disconnect(self) -> None:
-        kept, self._connection = self._connection, None
-        with suppress(*_FAILURES):
-            if kept is not None:
-                await self._pool.release(kept)
-
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Remember how the last transaction ended."""
+        """Remember how the last commit ended."""
         try:
             yield
         except DatabaseUnavailable:
@@ -508,6 +595,14 @@ def _is_open(connection: Connection | None) -> bool:
     except asyncpg.InterfaceError:
         # A pool takes back what Postgres has closed, and says so only when asked.
         return False
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Tell whether Postgres itself says that a statement did nothing, and goes on.
+
+    One that ends the session with its error may have committed before.
+    """
+    return isinstance(error, asyncpg.PostgresError) and error.severity_en == "ERROR"
 
 
 def _judged(wish: Wish | AuditEvent, found: Mapping[ReadTarget, Loaded]) -> Verdict | Exception:
