@@ -3,7 +3,8 @@
 Three vault processes share one database and one Slack, all in one virtual-time
 loop. Between any two steps of a process it may be paused or killed, lose a
 reply, or lose the database, Slack or the KMS; the workspace may be reinstalled
-or uninstalled. One seed is one schedule, and can be run again.
+or uninstalled, and tokens may be frozen or put on hold for a while. One seed is
+one schedule, and can be run again.
 
 A loss is avoidable when the pair that Slack goes on with had reached a process
 that lived on, or its spool. A reply that no process ever got is not ours to keep.
@@ -14,6 +15,7 @@ import hashlib
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
@@ -78,6 +80,7 @@ from interlock_token_vault.vault import (
     KmsUnavailable,
     ReadAsk,
     ReadTarget,
+    Stop,
     TokenVault,
     Verdict,
 )
@@ -99,6 +102,11 @@ _TROUBLE_S = 150.0
 _CALM_S = 1500.0
 
 T = TypeVar("T")
+
+# Whether tokens were frozen when the database was last asked about them, by what asks
+# Slack next; whoever begins something there has looked just before.
+_SAW_STOP = ContextVar("saw_stop", default=False)
+_FREEZE = AuditEvent("releases.frozen", Origin(actor="operator", rpc="/x/SetFreeze"))
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ class Report:
         avoidable: Losses that need not have been.
         unavoidable: Losses of pairs that no process got.
         exchanges: Requests that reached Slack.
+        amid_freeze: Of those, made for a lease that a freeze overtook.
         trace: Digest of everything that happened, in order.
     """
 
@@ -142,6 +151,7 @@ class Report:
     avoidable: int = 0
     unavoidable: int = 0
     exchanges: int = 0
+    amid_freeze: int = 0
     rotations: int = 0
     trace: str = ""
 
@@ -249,6 +259,8 @@ class World:
             _seal(pair.access, self._place(TokenSlot.ACCESS, generation), expires_at),
             _seal(pair.refresh, self._place(TokenSlot.REFRESH, generation), None),
         )
+        # A token fresh from Slack is known to live, whatever was restored before it.
+        self.db.stops.pop((self.chain.installation_id, Stop.HELD), None)
         self.note("installed", generation)
         self.look()
 
@@ -270,6 +282,27 @@ class World:
             held.pop(self.chain.installation_id, None)
         self.purged_at = self.loop.time()
         self.note("purged")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the workspace's tokens are frozen or on hold."""
+        held = self.db.held(self.chain)
+        return held is not None and held.facts.is_stopped
+
+    async def stop_for(self, stop: Stop, where: InstallationId | None, seconds: float) -> None:
+        """Freeze tokens or put them on hold, and let them go again after a while."""
+        if where is not None and where not in self.db.installations:
+            return
+        await self.db.stop_releases(where, stop, "a leak", _FREEZE)
+        self.note("stopped", stop.value, where is None)
+        await asyncio.sleep(seconds)
+        await self.db.resume_releases(where, stop, _FREEZE)
+        self.note("let go", stop.value)
+
+    def require_use(self) -> None:
+        """Check that nothing is begun with a token that was seen to be frozen."""
+        if _SAW_STOP.get():
+            self.violate("a frozen token was used")
 
     def _place(self, slot: TokenSlot, generation: int) -> TokenContext:
         return TokenContext(
@@ -497,6 +530,8 @@ class SimStore:
             verdict = await self._db.load_recorded(target, judge)
             if world.db.held(world.chain) is None and verdict.loaded is not None:
                 world.violate("I5 a release that began after the uninstall")
+            if world.is_stopped and verdict.loaded is not None:
+                world.violate("a frozen token was released")
             return verdict
 
         return await self._process.call("load", effect)
@@ -511,11 +546,11 @@ class SimStore:
 
     async def stop_releases(self, *_: object) -> NoReturn:
         """See RotationStore and VaultStore."""
-        raise AssertionError("nobody freezes here")
+        raise AssertionError("whoever freezes does so past the processes")
 
     async def resume_releases(self, *_: object) -> NoReturn:
         """See RotationStore and VaultStore."""
-        raise AssertionError("nobody thaws here")
+        raise AssertionError("whoever thaws does so past the processes")
 
     async def list_due(self, client_id: ClientId, limit: int) -> Any:
         """See RotationStore and VaultStore."""
@@ -531,7 +566,12 @@ class SimStore:
 
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """See RotationStore and VaultStore."""
-        return await self._process.call("find_chain", lambda: self._db.find_chain(chain))
+
+        async def effect() -> HeldChain | None:
+            _SAW_STOP.set(self._process.world.is_stopped)
+            return await self._db.find_chain(chain)
+
+        return await self._process.call("find_chain", effect)
 
     async def claim(
         self, held: HeldChain, rehearsal: SealedPair, event: AuditEvent, *, is_forced: bool
@@ -541,6 +581,7 @@ class SimStore:
 
         async def effect() -> Lease:
             lease = await self._db.claim(held, rehearsal, event, is_forced=is_forced)
+            _SAW_STOP.set(world.is_stopped)
             world.leases[lease.epoch] = Granted(world.loop.time(), held.state.lineage)
             return lease
 
@@ -620,6 +661,7 @@ class SimSlack:
     async def exchange(self, refresh: str) -> RefreshAnswer:
         """Make one request; whatever happens to it is drawn before it is sent."""
         world, process, rng = self._world, self._process, self._world.rng
+        world.require_use()
         danger = rng.random() / world.dangers.slack if world.dangers.slack else 1.0
         await process.step(0.05, 0.4)
         if danger < 0.15:
@@ -631,6 +673,7 @@ class SimSlack:
             raise SlackRateLimited(retry_after=timedelta(seconds=rng.choice([5, 30])))
         pair = world.slack.exchange(refresh)
         world.report.exchanges += 1
+        world.report.amid_freeze += world.is_stopped
         world.note(process.number, "exchanged", refresh, pair and pair.number)
         if danger < 0.6:
             # Slack did it, and nobody hears of it.
@@ -659,13 +702,14 @@ class SimSlack:
 
     async def test(self, token: Secret[str]) -> BotIdentity:
         """See SlackTokens."""
+        self._world.require_use()
         await self._reach()
         if not self._world.slack.is_alive(token.reveal()):
             raise TokenDead
         return BotIdentity(_KEY.team_id, "", _BOT, is_enterprise_install=False)
 
     async def revoke(self, token: Secret[str]) -> None:
-        """See SlackTokens."""
+        """See SlackTokens; frozen or not, what is ended here serves nobody."""
         await self._reach()
         held = self._world.db.held(self._world.chain)
         if held is not None and _opened(held.access) == token.reveal():
@@ -885,6 +929,8 @@ class Schedule:
             yield self._reinstall(rng.uniform(0, 60))
         elif rng.random() < 0.1:
             yield self._uninstall(rng.uniform(0, 60))
+        if rng.random() < 0.25:
+            yield self._stop(rng.uniform(0, 60))
         yield asyncio.sleep(0)
 
     async def _read(self, after: float) -> None:
@@ -911,6 +957,17 @@ class Schedule:
         await asyncio.sleep(after)
         if world.db.held(world.chain) is not None:
             world.install()
+
+    async def _stop(self, after: float) -> None:
+        """Freeze everything or the workspace, or put it on hold: for a moment, or for long."""
+        world, here = self._world, self._world.chain.installation_id
+        await asyncio.sleep(after)
+        stop, where = world.rng.choice(
+            [(Stop.FROZEN, None), (Stop.FROZEN, here), (Stop.HELD, here)]
+        )
+        await world.stop_for(
+            stop, where, world.rng.choice([5, 60, 900]) * world.rng.uniform(0.2, 1)
+        )
 
     async def _uninstall(self, after: float) -> None:
         """Purge, and tell Slack soon after, or not at all."""
