@@ -1,14 +1,23 @@
 """Scenes of rotation in virtual time that are no rows of the catalogue."""
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from uuid import UUID
 
+import pytest
+
+from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.audit import AuditEvent
+from interlock_token_vault.domain.installation import InstallationId
 from interlock_token_vault.domain.rotation import RefreshAnswer, Standing
+from interlock_token_vault.install_ports import IdentityUnavailable, SlackUnavailable
+from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
+from interlock_token_vault.rotation_ports import RefreshRefused
 from interlock_token_vault.vault import Stop
-from tests.support.rotation_stage import ORIGIN, play, told_stage
+from tests.support.rotation_stage import KEY, ORIGIN, Stage, play, told_stage
 
 EVENT = AuditEvent("releases.frozen", ORIGIN)
 
@@ -52,5 +61,152 @@ def test_an_answer_amid_a_freeze_is_kept_and_not_tried() -> None:
         await stage.store.resume_releases(None, Stop.HELD, EVENT)
         assert await stage.replica().rotating.refresh(stage.chain) is Outcome.ROTATED
         assert stage.held.state.standing is Standing.IDLE
+
+    play(scene())
+
+
+# Who is told of an end.
+
+
+@dataclass
+class Post:
+    """Identity and Slack, as telling knows them.
+
+    Attributes:
+        due: What identity hands out, once.
+        said: Token, user and text of each message.
+        troubles: What the next calls fail with.
+    """
+
+    due: list[Notice] = field(default_factory=list)
+    said: list[tuple[str, str, str]] = field(default_factory=list)
+    troubles: list[IdentityUnavailable | SlackUnavailable] = field(default_factory=list)
+
+    async def take_notices(self) -> Sequence[Notice]:
+        """Hand out what is due; see Notices."""
+        self._meet(IdentityUnavailable)
+        due, self.due = self.due, []
+        return due
+
+    async def tell(self, token: Secret[str], user_id: str, text: str) -> None:
+        """Keep a message; see Messenger."""
+        self._meet(SlackUnavailable)
+        self.said.append((token.reveal(), user_id, text))
+
+    def _meet(self, kind: type[Exception]) -> None:
+        if self.troubles and isinstance(self.troubles[0], kind):
+            raise self.troubles.pop(0)
+
+
+async def _ended_stage(*names: str, installed_by: str = "U0ADA") -> tuple[Stage, Post, Telling]:
+    """Set a stage whose chain has ended an hour before its token does, and a notice due."""
+    stage, slack = await told_stage(expires_in=timedelta(hours=1))
+    here = stage.chain.installation_id
+    stage.store.installations[here] = replace(
+        stage.store.installations[here], installed_by=installed_by
+    )
+    slack.orders.append(RefreshRefused())
+    replica = stage.replica()
+    assert await replica.rotating.refresh(stage.chain) is Outcome.NEEDS_REINSTALL
+    post = Post([Notice(here, name) for name in names])
+    telling = Telling(
+        notices=post,
+        store=stage.store,
+        keeper=replica.keeper,
+        messenger=post,
+        client_id=KEY.client_id,
+        dashboard="https://interlock.example/work-apps/slack/",
+    )
+    return stage, post, telling
+
+
+def _outcomes(stage: Stage, action: str) -> list[tuple[str, str]]:
+    """List whom the records of an action name, and what they say came of it."""
+    events = [record.event for record in stage.store.records]
+    return [(each.origin.subject, each.outcome) for each in events if each.action == action]
+
+
+@pytest.mark.parametrize(("named", "told"), [("U0BEN", "U0BEN"), ("", "U0ADA")])
+def test_one_person_is_told_of_an_end(named: str, told: str) -> None:
+    """The administrator whom identity names; where none is linked, who installed the app."""
+
+    async def scene() -> None:
+        stage, post, telling = await _ended_stage(named)
+        for _ in range(3):
+            await telling.run()
+        [(token, user_id, text)] = post.said
+        assert (token, user_id) == ((await stage.opened())[0], told)
+        assert "<https://interlock.example/work-apps/slack/|the dashboard>" in text
+        assert _outcomes(stage, "notice.sent") == [(told, "allowed")]
+
+    play(scene())
+
+
+def test_where_nobody_is_known_nobody_is_told() -> None:
+    """An install of before, or one that was imported: dashboard and metric are left."""
+
+    async def scene() -> None:
+        stage, post, telling = await _ended_stage("", installed_by="")
+        await telling.run()
+        assert post.said == []
+        assert _outcomes(stage, "notice.dropped") == [("", "NOBODY_KNOWN")]
+
+    play(scene())
+
+
+def test_nobody_is_told_with_a_token_that_may_not_be_used() -> None:
+    """Frozen, in its last five minutes, or of an installation that goes on or is gone."""
+
+    async def scene() -> None:
+        stage, post, telling = await _ended_stage("U0BEN")
+        notice = post.due[0]
+        await stage.store.stop_releases(None, Stop.FROZEN, "a leak", EVENT)
+        await telling.run()
+        await stage.store.resume_releases(None, Stop.FROZEN, EVENT)
+        await asyncio.sleep(timedelta(minutes=56).total_seconds())
+        post.due = [notice, Notice(InstallationId(UUID(int=404)), "U0BEN")]
+        await telling.run()
+        assert post.said == []
+        assert [why for _, why in _outcomes(stage, "notice.dropped")] == [
+            "RELEASES_STOPPED",
+            "TOKEN_ENDED",
+        ]
+
+    play(scene())
+
+
+def test_a_chain_that_goes_on_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app was installed again between identity's word and the message."""
+
+    async def scene() -> None:
+        stage, post, telling = await _ended_stage("U0BEN")
+        take = post.take_notices
+
+        async def take_late() -> Sequence[Notice]:
+            due = await take()
+            await stage.install("new", "newer", expires_in=timedelta(hours=12), generation=2)
+            return due
+
+        monkeypatch.setattr(post, "take_notices", take_late)
+        await telling.run()
+        assert post.said == []
+        assert _outcomes(stage, "notice.dropped") == [("U0BEN", "NOT_NEEDED")]
+
+    play(scene())
+
+
+def test_a_message_that_fails_keeps_no_other_back() -> None:
+    """Identity away is for the next round; a message that Slack did not take is not repeated."""
+
+    async def scene() -> None:
+        stage, post, telling = await _ended_stage("U0BEN", "U0CAL")
+        post.troubles = [IdentityUnavailable(), SlackUnavailable()]
+        await telling.run()
+        assert len(post.due) == 2
+        await telling.run()
+        assert [user_id for _, user_id, _ in post.said] == ["U0CAL"]
+        await telling.run()
+        assert len(post.said) == 1
+        assert len(_outcomes(stage, "notice.sent")) == 2
 
     play(scene())

@@ -412,7 +412,7 @@ async def test_a_notice_is_taken_once(stage: Stage) -> None:
     claim = _claim(NORTHWIND, TEAM, installation_id)
     workspace = (await stage.store.claim(claim, ORIGIN)).workspace.workspace
     mapping = await _link(stage.store, workspace)
-    event = AuditEvent("grant.issued", ORIGIN)
+    event = AuditEvent("notice.taken", ORIGIN)
 
     async def report(*, needs_reinstall: bool) -> None:
         await stage.store.set_needs_reinstall(
@@ -428,6 +428,7 @@ async def test_a_notice_is_taken_once(stage: Stage) -> None:
     await report(needs_reinstall=True)
     [due] = await stage.store.list_due_notices(10)
     assert due.workspace.workspace_id == workspace.workspace_id
+    assert due.installation_id == installation_id
     assert [reader.mapping_id for reader in due.readers] == [mapping.mapping_id]
     assert await take() == 1
     assert await stage.store.list_due_notices(10) == []
@@ -438,7 +439,7 @@ async def test_a_notice_is_taken_once(stage: Stage) -> None:
     assert await take() == 0
     await report(needs_reinstall=True)
     assert await take() == 1
-    assert (await stage.audited()).count("grant.issued") == 3
+    assert (await stage.audited()).count("notice.taken") == 3
 
 
 async def test_a_release_ends_the_claim_of_its_own_install_only(stage: Stage) -> None:

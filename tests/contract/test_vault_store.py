@@ -160,6 +160,7 @@ def _installation(
         bot_user_id="U0BOT",
         bot_scopes=("chat:write", "commands"),
         installed_at=None,
+        installed_by="U0ADA",
     )
 
 
@@ -337,6 +338,7 @@ async def test_an_activated_install_answers_reads(stage: Stage) -> None:
     active = await stage.install("jti", "a")
     assert active.state is InstallationState.ACTIVE
     assert active.installed_at is not None
+    assert active.installed_by == "U0ADA"
     loaded = await stage.load()
     assert loaded is not None
     assert loaded.installation == active
@@ -375,11 +377,12 @@ async def test_a_renewal_raises_the_generation_in_place(stage: Stage) -> None:
     assert loaded is not None
     assert loaded.wrapped is not None
     pending, _ = await stage.pend("two", "b")
-    renewed = replace(pending, id=held.id, generation=2, name="Renamed")
+    renewed = replace(pending, id=held.id, generation=2, name="Renamed", installed_by="U0BEN")
     tokens = (_token(loaded.wrapped, "b", generation=2),)
     plan = replace(_plan("two", renewed, tokens, held), pending_id=pending.id)
     active = await stage.installs.activate(plan, [_activated(renewed)])
     assert (active.id, active.generation, active.name) == (held.id, 2, "Renamed")
+    assert active.installed_by == "U0BEN"
     assert await stage.installs.find_installation(pending.id) is None
     loaded = await stage.load()
     assert loaded is not None

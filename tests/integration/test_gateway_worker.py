@@ -43,7 +43,6 @@ from interlock_chassis.server import RpcServer, current_call
 from interlock_chassis.throwaway_ca import ThrowAwayCa
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_gateway.migrations import DATABASE, EDGE_ROLE, WORKER_ROLE
-from interlock_gateway.worker import main as worker_main
 from interlock_gateway.worker.config import WorkerSettings
 from interlock_gateway.worker.main import serve
 from interlock_gateway.worker.rpc import CALLERS, SERVICE
@@ -81,7 +80,6 @@ class Peers:
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     request_ids: set[str] = field(default_factory=set)
     fail_next: dict[str, ServiceError] = field(default_factory=dict)
-    notices: list[identity.Notice] = field(default_factory=list)
 
     def _note(self, request: Any) -> None:
         method = current_call().method.rpartition("/")[2]
@@ -119,11 +117,6 @@ class Peers:
         """Make a code."""
         self._note(request)
         return identity.CreateLinkCodeResponse(link_code="code-of-mia")
-
-    async def TakeNotices(self, request: Any, _: Any) -> Any:  # noqa: N802 - gRPC names it.
-        """Hand out what is due, once."""
-        notices, self.notices = self.notices, []
-        return identity.TakeNoticesResponse(notices=notices)
 
     # Vault.
 
@@ -421,25 +414,6 @@ async def test_a_link_without_a_question_is_told_too(world: World) -> None:
         assert not (await worker.ResumeAfterLink(request, timeout=5)).resumed
         world.peers.is_linked = False
         assert not (await worker.ResumeAfterLink(request, timeout=5)).resumed
-    assert len(await world.direct_messages()) == 1
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the worker do its recurring work at once and often."""
-    monkeypatch.setattr(worker_main, "CRON_EVERY", timedelta(milliseconds=50))
-
-
-@pytest.mark.usefixtures("often")
-async def test_an_administrator_is_told_of_a_needed_reinstall(world: World) -> None:
-    """RF-09: a direct message, once, sent with the grant that identity handed out."""
-    grant = world.admin_grant(AdminPurpose.NOTICE)
-    world.peers.notices.append(identity.Notice(grant=grant, slack_user_id=MIA))
-    async with asyncio.timeout(PATIENCE):
-        while not (told := await world.direct_messages()):  # noqa: ASYNC110 - Slack sets no event.
-            await asyncio.sleep(0.1)
-    assert "http://127.0.0.1:8080/work-apps/slack/" in str(told[0]["blocks"])
-    assert [request.grant for request in world.peers.calls_of("ReadBotToken")] == [grant]
     assert len(await world.direct_messages()) == 1
 
 

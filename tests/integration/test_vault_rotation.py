@@ -21,6 +21,8 @@ from interlock_cli.vault_house import SCOPES, House, ask, open_house, refusal
 from interlock_sandbox.testing import CLIENT_ID, CLIENT_SECRET, SlackStage, slack_stage
 from interlock_token_vault.__main__ import exchange_lasting, running
 
+_EDGE = "https://interlock.example"
+
 
 @dataclass
 class Premises:
@@ -114,6 +116,7 @@ async def _premises(
             slack_api_url=URL(slack.api_url),
             slack_client_id=CLIENT_ID,
             slack_client_secret_file=Secret(CLIENT_SECRET),
+            public_url=URL(_EDGE),
         ) as house,
     ):
         code = await slack.code(scope=",".join(SCOPES))
@@ -187,6 +190,33 @@ async def test_a_chain_that_slack_ended_says_so(premises: Premises) -> None:
         while not premises.house.identity.reports:  # noqa: ASYNC110 - Identity sets no event.
             await asyncio.sleep(0.1)
     assert premises.house.identity.reports == [("T0NORTHWIND", True)]
+
+
+@pytest.mark.parametrize(
+    ("administrator", "told"),
+    [pytest.param("U0BEN", "U0BEN", id="linked"), pytest.param("", "U0ADA", id="who-installed")],
+)
+async def test_one_person_is_written_to_by_the_vault(
+    premises: Premises, administrator: str, told: str
+) -> None:
+    """RF-09: identity's administrator, else who installed the app; the token goes nowhere else."""
+    house, slack = premises.house, premises.slack
+    house.identity.administrator = administrator
+    refused = {"kind": "error", "error": "invalid_refresh_token", "count": 100}
+    await slack.do("faults", method="oauth.v2.access", **refused)
+    await premises.let_it_end(timedelta(minutes=20))
+    async with asyncio.timeout(30):
+        while not (calls := (await slack.see("calls", method="chat.postMessage"))["calls"]):  # noqa: ASYNC110 - Slack sets no event.
+            await asyncio.sleep(0.1)
+        # Two more rounds of the same.
+        while house.identity.asked_for_notices < 3:  # noqa: ASYNC110 - As above.
+            await asyncio.sleep(0.1)
+    calls = (await slack.see("calls", method="chat.postMessage"))["calls"]
+    assert [call["args"]["channel"] for call in calls] == [told]
+    assert f"<{_EDGE}/work-apps/slack/|the dashboard>" in calls[0]["args"]["text"]
+    [sent] = await house.records("notice.sent")
+    assert (sent["subject"], sent["team_id"]) == (told, "T0NORTHWIND")
+    assert await house.records("token.read") == []
 
 
 async def test_lasting_tokens_are_exchanged_once_rotation_is_on(

@@ -231,7 +231,6 @@ async def test_an_admin_grant_opens_no_token_beyond_its_purpose(
         AdminPurpose.HEALTH,
         AdminPurpose.CHANNELS,
         AdminPurpose.TEST_MESSAGE,
-        AdminPurpose.NOTICE,
         AdminPurpose.RESUME,
     ],
 )

@@ -109,13 +109,18 @@ async def test_a_rotated_pair_is_the_bots_and_not_the_users(
             **GOOD,
             "refresh_token": "xoxe-1-bot",
             "expires_in": 43200,
-            "authed_user": {"access_token": "xoxe.xoxp-1", "refresh_token": "xoxe-1-user"},
+            "authed_user": {
+                "id": "U0ADA",
+                "access_token": "xoxe.xoxp-1",
+                "refresh_token": "xoxe-1-user",
+            },
         }
     )
     answer = await slack.exchange(CODE, REDIRECT)
     assert answer.bot_token == TOKEN
     assert answer.refresh_token == Secret("xoxe-1-bot")
     assert answer.expires_in_s == 43200
+    assert answer.installed_by == "U0ADA"
 
 
 @pytest.mark.parametrize(

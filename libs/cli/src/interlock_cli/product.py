@@ -197,6 +197,7 @@ class _Product:
             "AUDIT_CHECKPOINT_DIR": self._data.folder(AUDIT_CHECKPOINTS),
             "SCANNER_DATABASE_URL_FILE": self._url_file(VAULT_DATABASE, SCANNER_ROLE),
             "SPOOL_DIR": self._data.folder("vault-spool"),
+            "PUBLIC_URL": self._urls.edge,
             "IDENTITY_ADDRESS": self._address("identity"),
         }
         if self._credentials is None:

@@ -157,7 +157,11 @@ def _bearer(request: web.Request) -> str:
 
 
 class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
-    """Identity's claims: the first tenant of a workspace keeps it."""
+    """Identity's claims: the first tenant of a workspace keeps it.
+
+    Attributes:
+        administrator: Slack user whom a notice names; empty when none is linked.
+    """
 
     def __init__(self, tenant_of: Mapping[str, str]) -> None:
         self.tenant_of = tenant_of
@@ -165,6 +169,9 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         self.holders: dict[tuple[str, str], str] = {}
         self.connections: dict[tuple[str, str], str] = {}
         self.reports: list[tuple[str, bool]] = []
+        self.administrator = ""
+        self.notices: list[identity_pb2.Notice] = []
+        self.asked_for_notices = 0
         self.error: ServiceError | None = None
 
     async def ClaimWorkspace(  # noqa: N802 - gRPC's name.
@@ -212,7 +219,25 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         if self.error is not None:
             raise self.error
         self.reports.append((request.slack_team_id, request.needs_reinstall))
+        if request.needs_reinstall:
+            self.notices.append(
+                identity_pb2.Notice(
+                    installation_id=request.installation_id, slack_user_id=self.administrator
+                )
+            )
         return identity_pb2.ReportWorkspaceResponse(was_claimed=True)
+
+    async def TakeNotices(  # noqa: N802 - gRPC's name.
+        self,
+        request: identity_pb2.TakeNoticesRequest,  # noqa: ARG002 - The signature is gRPC's.
+        context: object,  # noqa: ARG002 - As above.
+    ) -> identity_pb2.TakeNoticesResponse:
+        """Hand out each notice once."""
+        if self.error is not None:
+            raise self.error
+        self.asked_for_notices += 1
+        notices, self.notices = self.notices, []
+        return identity_pb2.TakeNoticesResponse(notices=notices)
 
 
 class WatchedKms(FakeKms):

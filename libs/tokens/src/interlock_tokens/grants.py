@@ -71,7 +71,6 @@ class AdminPurpose(StrEnum):
     UNINSTALL = "uninstall"
     REPLAY = "replay"
     AUDIT = "audit"
-    NOTICE = "notice"
     RESUME = "resume"
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from yarl import URL
 
 from interlock_chassis.errors import Kind, RemoteError, ServiceError
 from interlock_chassis.secret import Secret
@@ -30,7 +29,6 @@ from interlock_gateway.worker.answer import Choice, Project, Source
 from interlock_gateway.worker.conversation import Conversation
 from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import Dead, Done, LaneLost, Outcome, Policy, Retry, Settlement
-from interlock_gateway.worker.notices import Notice, send_notices
 from interlock_gateway.worker.ports import (
     Agent,
     ApprovalNeeded,
@@ -1457,53 +1455,3 @@ async def test_slow_words_are_shown_without_waiting_for_more() -> None:
     desk.runner.script = (Started(), Text("First."), Text(" Second."), seen, COMPLETED)
     await desk.say("Hi")
     assert await desk.work() == [Done()]
-
-
-# Notices.
-
-
-class NoticeDesk:
-    """Identity with notices to hand out, each once."""
-
-    def __init__(self, *notices: Notice) -> None:
-        self.notices = list(notices)
-        self.faults = Faults()
-
-    async def take_notices(self) -> list[Notice]:
-        """Hand out what is left."""
-        self.faults.meet("take_notices")
-        taken, self.notices = self.notices, []
-        return taken
-
-
-async def _send(source: NoticeDesk, vault: FakeVault, slack: FakeSlack) -> int:
-    return await send_notices(
-        source,
-        vault,
-        slack,
-        dashboard=URL("https://interlock.example/work-apps/slack/"),
-        sleep=asyncio.sleep,
-    )
-
-
-async def test_an_administrator_is_told_in_a_direct_message() -> None:
-    """RF-09: once, with the grant that was handed out, and where to go."""
-    source, vault, slack = NoticeDesk(Notice(Secret("grant-1"), "U0ADA")), FakeVault(), FakeSlack()
-    assert await _send(source, vault, slack) == 1
-    [said] = slack.said
-    assert said.place == Place("U0ADA", "")
-    assert "https://interlock.example/work-apps/slack/" in said.text
-    assert vault.reads == [("grant-1", 0)]
-    assert await _send(source, vault, slack) == 0
-    assert len(slack.said) == 1
-
-
-async def test_a_notice_that_fails_stops_neither_the_next_nor_anything_else() -> None:
-    """A workspace whose token has ended is left to the dashboard; identity away is for later."""
-    two = [Notice(Secret("grant-1"), "U0ADA"), Notice(Secret("grant-2"), "U0BEN")]
-    source, vault, slack = NoticeDesk(*two), FakeVault(), FakeSlack()
-    source.faults.add("take_notices", RemoteError(Kind.UNAVAILABLE, "PEER_UNAVAILABLE", ""))
-    assert await _send(source, vault, slack) == 0
-    vault.faults.add("read_bot_token", RemoteError(Kind.PRECONDITION, "NEEDS_REINSTALL", ""))
-    assert await _send(source, vault, slack) == 1
-    assert [said.place.channel for said in slack.said] == ["U0BEN"]

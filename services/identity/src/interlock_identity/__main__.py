@@ -171,9 +171,6 @@ class _Parts:
             noticing=Noticing(
                 notices=self.store,
                 membership=self._remembered(),
-                grant_keys=self._keys.grants,
-                clock=self._clock,
-                new_id=_new_id,
             ),
             offboarding=self.offboarding,
             trail=self.trail,

@@ -104,7 +104,7 @@ CALLERS: CallerTable = {
     f"/{_WORKSPACE_SERVICE}/ClaimWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReleaseWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReportWorkspace": _VAULT,
-    f"/{_WORKSPACE_SERVICE}/TakeNotices": _WORKER,
+    f"/{_WORKSPACE_SERVICE}/TakeNotices": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ListWorkspaces": _EDGE,
     f"/{_WORKSPACE_SERVICE}/GetAgentDefaults": _EDGE,
     f"/{_WORKSPACE_SERVICE}/SetAgentDefault": _EDGE,
@@ -134,7 +134,6 @@ _PURPOSES = {
     pb.ADMIN_PURPOSE_UNINSTALL: AdminPurpose.UNINSTALL,
     pb.ADMIN_PURPOSE_REPLAY: AdminPurpose.REPLAY,
     pb.ADMIN_PURPOSE_AUDIT: AdminPurpose.AUDIT,
-    pb.ADMIN_PURPOSE_NOTICE: AdminPurpose.NOTICE,
 }
 _INSTALL_SOURCES: dict[pb.InstallSource.ValueType, InstallSource] = {
     pb.INSTALL_SOURCE_DIRECT: "direct",
@@ -403,9 +402,7 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
         return pb.TakeNoticesResponse(
             notices=[
                 pb.Notice(
-                    grant=each.grant.reveal(),
-                    slack_user_id=each.slack_user_id,
-                    workspace_name=each.workspace.name,
+                    installation_id=str(each.installation_id), slack_user_id=each.slack_user_id
                 )
                 for each in notices
             ]

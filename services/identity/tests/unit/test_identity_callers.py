@@ -14,9 +14,8 @@ _WORKERS = {
     "IssueUserToken",
     "ResolveAgent",
     "RenewGrant",
-    "TakeNotices",
 }
-_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace"}
+_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace", "TakeNotices"}
 _OPERATORS = {"IssueImportGrant", "ForgetUser", "ForgetOrganization", "ListAuditEvents"}
 
 

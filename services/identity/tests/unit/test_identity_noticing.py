@@ -1,13 +1,10 @@
 """One administrator of a workspace is told, once, that it needs a reinstall."""
 
-import json
 from datetime import timedelta
-from itertools import count
 from uuid import UUID
 
 import pytest
 
-from interlock_chassis.secret import Secret
 from interlock_identity.adapters.memory import FakeMembership, ManualClock, MemoryStore
 from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.linking import (
@@ -29,15 +26,11 @@ from interlock_identity.domain.people import (
 from interlock_identity.domain.workspaces import Claim, WorkspaceId, WorkspaceKey
 from interlock_identity.membership import MembershipUnavailable, RememberedMembership
 from interlock_identity.noticing import Noticing
-from interlock_tokens.families import Family
-from interlock_tokens.grants import AdminPurpose
-from interlock_tokens.keysets import Keyset, generate_ed25519_key
-from interlock_tokens.verifying import verify_admin_grant
 
 NORTHWIND = Tenant(TenantId("northwind"), "Northwind")
 KEY = WorkspaceKey("", "T0TEAM", "A0APP")
 INSTALLATION = UUID(int=1)
-ORIGIN = Origin("gateway-worker", "/test", "request")
+ORIGIN = Origin("token-vault", "/test", "request")
 EVENT = AuditEvent("user.linked", ORIGIN)
 HOUR = timedelta(hours=1)
 
@@ -49,15 +42,9 @@ class _House:
         self.clock = ManualClock()
         self.store = MemoryStore(self.clock)
         self.membership = FakeMembership()
-        document = json.dumps({"keys": [generate_ed25519_key("k1", [Family.ADMIN_GRANT])]})
-        self.keys = Keyset.from_json(Secret(document), variable="KEYS")
-        self.numbers = count(1)
         self.noticing = Noticing(
             notices=self.store,
             membership=RememberedMembership(self.membership, self.clock, life=HOUR / 12),
-            grant_keys=self.keys,
-            clock=self.clock,
-            new_id=lambda: f"id{next(self.numbers)}",
         )
 
     async def claim(self) -> None:
@@ -101,7 +88,7 @@ class _House:
         )
 
     async def told(self) -> list[str]:
-        """Take the notices; returns to whom they go."""
+        """Take the notices; returns whom they name."""
         return [each.slack_user_id for each in await self.noticing.take(ORIGIN)]
 
 
@@ -118,19 +105,17 @@ async def house() -> _House:
 
 
 async def test_the_installer_is_told_once(house: _House) -> None:
-    """RF-09: with a grant for this purpose and workspace alone; not again by anybody."""
+    """RF-09: of this very install, on record; not again by anybody."""
     await house.link("ben", Role.OWNER)
     await house.link("ada", Role.ADMIN)
     assert await house.told() == []
     await house.report()
     [notice] = await house.noticing.take(ORIGIN)
-    grant = verify_admin_grant(notice.grant.reveal(), house.keys, now=house.clock.now())
-    assert (notice.slack_user_id, grant.user_id) == ("U0ADA", "user_ada")
-    assert (grant.purpose, grant.workspace.team_id) == (AdminPurpose.NOTICE, "T0TEAM")
+    assert (notice.slack_user_id, notice.installation_id) == ("U0ADA", INSTALLATION)
     assert await house.told() == []
     await house.report()
     assert await house.told() == []
-    assert [each.event for each in house.store.audit].count("grant.issued") == 1
+    assert [each.event for each in house.store.audit].count("notice.taken") == 1
 
 
 async def test_who_may_not_install_is_told_nothing(house: _House) -> None:
@@ -142,12 +127,13 @@ async def test_who_may_not_install_is_told_nothing(house: _House) -> None:
     assert await house.told() == ["U0BEN"]
 
 
-async def test_without_an_administrator_nobody_is_told(house: _House) -> None:
-    """It is over with a record: whoever links later finds the dashboard."""
+async def test_without_an_administrator_nobody_is_named(house: _House) -> None:
+    """The vault may know whom to tell; whoever links later finds the dashboard."""
     await house.link("mia", Role.MEMBER)
     await house.report()
-    assert await house.told() == []
-    assert house.store.audit[-1].event == "notice.dropped"
+    assert await house.told() == [""]
+    taken = house.store.audit[-1]
+    assert (taken.event, taken.outcome) == ("notice.taken", "NO_ADMINISTRATOR_LINKED")
     await house.link("ben", Role.OWNER)
     assert await house.told() == []
 

@@ -70,7 +70,7 @@ from interlock_token_vault.migrations import DATABASE
 from interlock_token_vault.operator_rpc import OperatorRpc
 from interlock_token_vault.refusals import Refusals
 from interlock_token_vault.renewing import Renewing
-from interlock_token_vault.reporting import Reporting
+from interlock_token_vault.reporting import Reporting, Telling
 from interlock_token_vault.restoring import Restoring
 from interlock_token_vault.rotating import Rotating
 from interlock_token_vault.rotation_ports import Failpoint, pass_by
@@ -87,6 +87,8 @@ from interlock_token_vault.vault import DatabaseUnavailable, TokenVault
 from interlock_tokens.keysets import Keyset
 
 _NAME = "token-vault"
+# At edge.
+_DASHBOARD = "/work-apps/slack/"
 # An install that runs when the process is told to stop is let finish.
 _GRACE = timedelta(seconds=30)
 # A row that another replica holds must not hold the readers behind it.
@@ -115,6 +117,15 @@ class _Parts:
     kms: Kms
 
 
+@dataclass(frozen=True, slots=True)
+class _Rotation:
+    """What refreshes tokens."""
+
+    store: PostgresRotation
+    keeper: Keeper
+    renewing: Renewing
+
+
 @asynccontextmanager
 async def running(
     settings: VaultSettings, kms: Kms, *, failpoint: Failpoint = pass_by
@@ -141,7 +152,8 @@ async def running(
         refusals = Refusals(store, SystemClock())
         stack.push_async_callback(refusals.close)
         keys = _make_keys(settings, kms)
-        renewing = await _open_renewing(stack, settings, parts, keys, failpoint)
+        rotation = await _open_rotation(stack, settings, parts, keys, failpoint)
+        renewing = rotation.renewing if rotation else None
         uninstalling = _make_uninstalling(settings, parts, keys, renewing)
         installing, server = build_server(
             settings,
@@ -152,17 +164,9 @@ async def running(
             renewing=renewing,
             uninstalling=uninstalling,
         )
-        if renewing is not None:
-            await renewing.replay()
-            reporting = Reporting(
-                store=PostgresRotation(parts.pool, parts.journal),
-                reports=IdentityClaims(parts.identity),
-                client_id=ClientId(settings.slack_client_id),
-            )
-            chores += [
-                _Chore(_REFRESH_EVERY, renewing.run_due),
-                _Chore(_REFRESH_EVERY, reporting.run),
-            ]
+        if rotation is not None:
+            await rotation.renewing.replay()
+            chores += _chores_of(rotation, settings, parts)
         chores += [
             _Chore(_SWEEP_EVERY, installing.sweep),
             _Chore(_SWEEP_EVERY, uninstalling.sweep),
@@ -229,13 +233,13 @@ def _make_keys(settings: VaultSettings, kms: Kms) -> KmsKeys:
     )
 
 
-async def _open_renewing(
+async def _open_rotation(
     stack: AsyncExitStack,
     settings: VaultSettings,
     parts: _Parts,
     keys: KmsKeys,
     failpoint: Failpoint,
-) -> Renewing | None:
+) -> _Rotation | None:
     """Open what refreshes tokens; None where there is no spool to keep an answer in."""
     if settings.spool_dir is None:
         structlog.get_logger().warning("rotation_off", lack="INTERLOCK_SPOOL_DIR")
@@ -251,7 +255,7 @@ async def _open_renewing(
         environment=settings.environment.value,
         failpoint=failpoint,
     )
-    return Renewing(
+    renewing = Renewing(
         store=store,
         rotating=Rotating(
             store=store, keeper=keeper, slack=slack, spool=spool, clock=clock, failpoint=failpoint
@@ -261,6 +265,27 @@ async def _open_renewing(
         client_id=ClientId(settings.slack_client_id),
         clock=clock,
     )
+    return _Rotation(store, keeper, renewing)
+
+
+def _chores_of(rotation: _Rotation, settings: VaultSettings, parts: _Parts) -> "list[_Chore]":
+    """Refresh what is due, and tell of what needs a reinstall."""
+    identity, edge = IdentityClaims(parts.identity), settings.public_url
+    client_id = ClientId(settings.slack_client_id)
+    reporting = Reporting(store=rotation.store, reports=identity, client_id=client_id)
+    telling = Telling(
+        notices=identity,
+        store=rotation.store,
+        keeper=rotation.keeper,
+        messenger=parts.slack,
+        client_id=client_id,
+        dashboard=str(edge.with_path(_DASHBOARD)) if edge else "",
+    )
+    return [
+        _Chore(_REFRESH_EVERY, rotation.renewing.run_due),
+        _Chore(_REFRESH_EVERY, reporting.run),
+        _Chore(_REFRESH_EVERY, telling.run),
+    ]
 
 
 def _make_uninstalling(
@@ -570,9 +595,10 @@ async def exchange_lasting(settings: VaultSettings, kms: Kms, stop: asyncio.Even
     own = settings.model_copy(update={"spool_dir": settings.spool_dir / "exchange"})
     async with AsyncExitStack() as stack:
         parts = await _open_parts(stack, own, kms, [])
-        renewing = await _open_renewing(stack, own, parts, _make_keys(own, kms), pass_by)
-        if renewing is None:
+        rotation = await _open_rotation(stack, own, parts, _make_keys(own, kms), pass_by)
+        if rotation is None:
             raise AssertionError("a spool is all that it takes")
+        renewing = rotation.renewing
         await renewing.replay()
         exchanging = asyncio.create_task(renewing.exchange_lasting())
         stopping = asyncio.create_task(stop.wait())

@@ -181,6 +181,10 @@ class VaultSettings(ServiceSettings):
     identity_address: HostPort
     """Where identity serves gRPC, `host:port`."""
 
+    public_url: HttpUrl | None = None
+    """Where browsers reach the gateway edge, for the message that an install must be made again;
+    without it the message names no address."""
+
     dek_cache_ttl_seconds: Annotated[int, Field(ge=0, le=300)] = 300
     """How long an unwrapped data key may be used before the KMS is asked again, in seconds."""
 

@@ -291,6 +291,7 @@ class Installing:
             bot_user_id=facts.bot_user_id,
             bot_scopes=facts.scopes,
             installed_at=None,
+            installed_by=facts.installed_by,
         )
 
     async def hear_of_connection(
@@ -890,6 +891,7 @@ def _pending_installation(
         bot_user_id=facts.bot_user_id,
         bot_scopes=facts.scopes,
         installed_at=None,
+        installed_by=facts.installed_by,
     )
 
 

@@ -151,7 +151,6 @@ _BOT_PURPOSES = (
     AdminPurpose.HEALTH,
     AdminPurpose.CHANNELS,
     AdminPurpose.TEST_MESSAGE,
-    AdminPurpose.NOTICE,
     AdminPurpose.RESUME,
 )
 

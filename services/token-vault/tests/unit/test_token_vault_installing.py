@@ -379,6 +379,17 @@ async def test_an_answer_of_no_use_stores_nothing(stage: Stage, changes: dict[st
         await stage.complete(ask)
 
 
+@pytest.mark.parametrize(
+    ("said", "known"), [("U0ADA", "U0ADA"), ("W0ADA", "W0ADA"), ("", ""), ("C0GENERAL", "")]
+)
+async def test_who_allowed_an_install_is_known(stage: Stage, said: str, known: str) -> None:
+    """By Slack's word; what is no user is nobody, and fails no install."""
+    ask = await stage.begin("one")
+    stage.slack.codes["code"] = answer("xoxb-1", installed_by=said)
+    installed = await stage.complete(ask)
+    assert installed.installation.installed_by == known
+
+
 async def test_an_unwanted_token_that_somebody_holds_is_not_revoked(stage: Stage) -> None:
     """A garbled answer about a token that is stored already ends nothing."""
     await stage.install("one", "xoxb-1")

@@ -1,4 +1,4 @@
-"""Identity over gRPC, as the worker may call it: with the event's grant, but for notices."""
+"""Identity over gRPC, as the worker may call it: with the event's grant."""
 
 from grpc import aio
 from yarl import URL
@@ -7,11 +7,9 @@ from interlock.identity.v1 import identity_pb2 as pb
 from interlock.identity.v1.identity_pb2_grpc import (
     LinkServiceStub,
     SubjectServiceStub,
-    WorkspaceServiceStub,
 )
 from interlock_chassis.client import remote_errors
 from interlock_chassis.secret import Secret
-from interlock_gateway.worker.notices import Notice
 from interlock_gateway.worker.ports import Agent, UserToken
 from interlock_gateway.worker.slack import Profile
 
@@ -20,7 +18,7 @@ LINK_PATH = "/work-apps/slack/link"
 
 
 class GrpcIdentity:
-    """The ports `Identity` and `NoticeSource`.
+    """The port `Identity`.
 
     Args:
         channel: To identity.
@@ -30,7 +28,6 @@ class GrpcIdentity:
     def __init__(self, channel: aio.Channel, public_url: URL) -> None:
         self._subjects = SubjectServiceStub(channel)
         self._links = LinkServiceStub(channel)
-        self._workspaces = WorkspaceServiceStub(channel)
         self._link_url = public_url.with_path(LINK_PATH)
 
     async def resolve_user(self, grant: Secret[str]) -> str:
@@ -83,9 +80,3 @@ class GrpcIdentity:
         with remote_errors():
             answer = await self._links.UnlinkSelf(request, timeout=_SECONDS)
         return answer.was_linked
-
-    async def take_notices(self) -> list[Notice]:
-        """Take the notices that are due."""
-        with remote_errors():
-            answer = await self._workspaces.TakeNotices(pb.TakeNoticesRequest(), timeout=_SECONDS)
-        return [Notice(Secret(each.grant), each.slack_user_id) for each in answer.notices]

@@ -3,11 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 
 import aiohttp
 import structlog
@@ -42,7 +41,6 @@ from interlock_gateway.worker.config import WorkerSettings
 from interlock_gateway.worker.conversation import Conversation
 from interlock_gateway.worker.endings import Endings
 from interlock_gateway.worker.lanes import LaneDriver, Policy
-from interlock_gateway.worker.notices import send_notices
 from interlock_gateway.worker.ports import Ports
 from interlock_gateway.worker.rpc import WorkerRpc
 from interlock_gateway.worker.speech import Pacing
@@ -53,7 +51,6 @@ CRON_EVERY = timedelta(seconds=30)
 # An answer that was interrupted still has to say so.
 FAREWELL = timedelta(seconds=10)
 SLOW_RPC_CAP = timedelta(seconds=30)
-_DASHBOARD = "/work-apps/slack/"
 
 WAITING = Gauge("interlock_inbox_waiting", "Events not settled yet.", registry=REGISTRY)
 OLDEST = Gauge(
@@ -76,7 +73,6 @@ class _Parts:
     cron: PostgresCron
     server: RpcServer
     policy: Policy
-    notices: Callable[[], Awaitable[int]]
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
@@ -133,8 +129,6 @@ async def _tidy(parts: _Parts) -> None:
     resumed = await repair_lost_asks(parts.ports.waiting, parts.ports.identity)
     if resumed:
         _log.info("lost_asks_repaired", questions=resumed)
-    if sent := await parts.notices():
-        _log.info("notices_sent", notices=sent)
     await parts.cron.sweep()
 
 
@@ -156,18 +150,10 @@ async def _put_together(settings: WorkerSettings) -> AsyncIterator[_Parts]:
         )
         grants, statements = KeysetGrants(keyset, SystemClock()), Statements(pool)
         endings = PostgresEndings(pool, statements)
-        ports, identity = await _open_ports(stack, settings, grants, statements, endings)
-        notices = partial(
-            send_notices,
-            identity,
-            ports.vault,
-            ports.slack,
-            dashboard=settings.public_url.with_path(_DASHBOARD),
-            sleep=asyncio.sleep,
-        )
+        ports = await _open_ports(stack, settings, grants, statements, endings)
         server = _server(settings, ports, grants, statements)
         inbox, cron = PostgresInbox(pool, policy), PostgresCron(pool)
-        yield _Parts(ports, inbox, cron, server, policy, notices)
+        yield _Parts(ports, inbox, cron, server, policy)
 
 
 async def _open_ports(
@@ -176,18 +162,17 @@ async def _open_ports(
     grants: KeysetGrants,
     statements: Statements,
     endings: PostgresEndings,
-) -> tuple[Ports, GrpcIdentity]:
+) -> Ports:
     async def channel(address: str, server: str) -> aio.Channel:
         return await stack.enter_async_context(open_channel(address, settings.tls, server=server))
 
     session = await stack.enter_async_context(
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     )
-    identity = GrpcIdentity(
-        await channel(settings.identity_address, "identity"), settings.public_url
-    )
-    ports = Ports(
-        identity=identity,
+    return Ports(
+        identity=GrpcIdentity(
+            await channel(settings.identity_address, "identity"), settings.public_url
+        ),
         vault=GrpcVault(await channel(settings.vault_address, "token-vault")),
         runner=GrpcRunner(await channel(settings.runner_address, "runner"), SystemClock()),
         slack=SlackWeb(
@@ -201,7 +186,6 @@ async def _open_ports(
         endings=endings,
         open_grant=grants.open_event,
     )
-    return ports, identity
 
 
 def _server(

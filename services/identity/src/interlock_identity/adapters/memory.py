@@ -296,7 +296,8 @@ class MemoryStore:
             )
             installer = row.installed_by
             mappings.sort(key=lambda each: (each.person.user_id != installer, each.linked_at))
-            due.append(DueNotice(workspace, tuple(mappings[:READERS_ASKED])))
+            readers = tuple(mappings[:READERS_ASKED])
+            due.append(DueNotice(workspace, row.installation_id, readers))
         return due[:limit]
 
     async def take_notice(self, workspace: Workspace, event: AuditEvent) -> bool:

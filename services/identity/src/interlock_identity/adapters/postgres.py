@@ -334,7 +334,7 @@ _LIST_MAPPINGS = text(f"""
     ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
 """)  # noqa: S608 - Only constants of this module are put together.
 _DUE_NOTICES = text(f"""
-    SELECT {_WORKSPACE_COLUMNS}, w.installed_by_user_id
+    SELECT {_WORKSPACE_COLUMNS}, w.installation_id, w.installed_by_user_id
     FROM identity.work_app_slack_workspaces AS w
     WHERE w.client_id = :client_id AND w.status = 'needs_reinstall' AND w.notice_taken_at IS NULL
     ORDER BY w.updated_at LIMIT :limit
@@ -546,7 +546,8 @@ class PostgresStore:
                     "limit": READERS_ASKED,
                 }
                 readers = (await connection.execute(_READERS, where)).mappings().all()
-                due.append(DueNotice(_workspace(row), tuple(map(_mapping, readers))))
+                linked = tuple(map(_mapping, readers))
+                due.append(DueNotice(_workspace(row), row["installation_id"], linked))
         return due
 
     async def take_notice(self, workspace: Workspace, event: AuditEvent) -> bool:

@@ -1,6 +1,7 @@
 """Identity's word on whose a workspace is, over gRPC."""
 
 from datetime import timedelta
+from uuid import UUID
 
 from grpc import aio
 
@@ -13,13 +14,14 @@ from interlock_token_vault.domain.install import InstallNotOpen, WorkspaceTaken
 from interlock_token_vault.domain.installation import InstallationId, InstallationKey
 from interlock_token_vault.install_ports import IdentityUnavailable
 from interlock_token_vault.key_lifecycle import NotClaimed
+from interlock_token_vault.reporting import Notice
 
 # Identity caps its calls at 5 s.
 _BUDGET = timedelta(seconds=5)
 
 
 class IdentityClaims:
-    """The ports Claims, ClaimMover, Releases and Reports over identity's WorkspaceService."""
+    """Identity's WorkspaceService as Claims, ClaimMover, Releases, Reports and Notices."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
@@ -105,3 +107,18 @@ class IdentityClaims:
                 await self._workspaces.ReportWorkspace(request, timeout=_BUDGET.total_seconds())
         except RemoteError as error:
             raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+
+    async def take_notices(self) -> list[Notice]:
+        """Take the notices that are due; see Notices."""
+        request = identity_pb2.TakeNoticesRequest()
+        try:
+            with remote_errors():
+                answer = await self._workspaces.TakeNotices(
+                    request, timeout=_BUDGET.total_seconds()
+                )
+        except RemoteError as error:
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+        return [
+            Notice(InstallationId(UUID(each.installation_id)), each.slack_user_id)
+            for each in answer.notices
+        ]

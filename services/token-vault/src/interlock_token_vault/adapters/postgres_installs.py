@@ -326,6 +326,7 @@ async def _insert_installation(connection: Connection, installation: Installatio
         installation.name,
         installation.bot_user_id,
         list(installation.bot_scopes),
+        installation.installed_by,
     )
 
 
@@ -359,6 +360,7 @@ async def _renew(connection: Connection, activation: Activation, held: Installat
         target.name,
         target.bot_user_id,
         list(target.bot_scopes),
+        target.installed_by,
     )
     if row is None:
         raise StaleGeneration

@@ -158,8 +158,8 @@ DELETE FROM vault.wrapped_dek WHERE installation_id = $1;
 -- name: insert_installation
 INSERT INTO vault.installation (
     installation_id, client_id, app_id, enterprise_id, team_id, tenant_id, state, generation,
-    name, bot_user_id, bot_scopes
-) VALUES ($1, $2, $3, $4, $5, $6, 'pending', $7, $8, $9, $10);
+    name, bot_user_id, bot_scopes, installed_by
+) VALUES ($1, $2, $3, $4, $5, $6, 'pending', $7, $8, $9, $10, nullif($11, ''));
 
 -- name: find_installation
 SELECT * FROM vault.installation WHERE installation_id = $1;
@@ -172,7 +172,7 @@ RETURNING *;
 -- name: renew_installation
 UPDATE vault.installation
 SET generation = $3, name = $4, bot_user_id = $5, bot_scopes = $6,
-    installed_at = clock_timestamp()
+    installed_by = nullif($7, ''), installed_at = clock_timestamp()
 WHERE installation_id = $1 AND generation = $2 AND state = 'active'
 RETURNING *;
 

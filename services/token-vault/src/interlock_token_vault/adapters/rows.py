@@ -89,6 +89,7 @@ def installation_of(row: Row) -> Installation:
         bot_user_id=row["bot_user_id"],
         bot_scopes=tuple(row["bot_scopes"]),
         installed_at=row["installed_at"],
+        installed_by=row["installed_by"] or "",
     )
 
 

@@ -153,6 +153,14 @@ class SlackOAuth:
         except NoAnswer:
             raise SlackUnavailable from None
 
+    async def tell(self, token: Secret[str], user_id: str, text: str) -> None:
+        """Write to a user directly; see Messenger."""
+        fields = {"channel": user_id, "text": text, "unfurl_links": "false"}
+        try:
+            await self._ask_with(token, "chat.postMessage", fields)
+        except NoAnswer:
+            raise SlackUnavailable from None
+
     async def describe(self, token: Secret[str]) -> ExchangeAnswer:
         """Ask what a bot's token is; see Slack."""
         if token.reveal().startswith(_ROTATING):
@@ -337,6 +345,7 @@ def read_exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
         scopes=tuple(scope for scope in _text(answer, "scope").split(",") if scope),
         refresh_token=_secret(answer, "refresh_token"),
         expires_in_s=expires_in,
+        installed_by=_text(_part(answer, "authed_user"), "id"),
     )
 
 

@@ -282,6 +282,7 @@ def _encode_install(spooled: SpooledInstall) -> bytes:
                 "name": installation.name,
                 "bot_user_id": installation.bot_user_id,
                 "bot_scopes": installation.bot_scopes,
+                "installed_by": installation.installed_by,
                 "tokens": [
                     {"slot": token.slot.value, "user_id": token.user_id} | _half(token)
                     for token in spooled.tokens
@@ -309,6 +310,8 @@ def _decode_install(document: bytes) -> SpooledInstall:
         bot_user_id=read["bot_user_id"],
         bot_scopes=tuple(read["bot_scopes"]),
         installed_at=None,
+        # Spooled by a vault of before, it does not say.
+        installed_by=read.get("installed_by", ""),
     )
     tokens = tuple(
         _Half(each).read(Chain(installation.id, each["user_id"]), TokenSlot(each["slot"]))

@@ -142,6 +142,7 @@ class ExchangeAnswer:
         token_type: `bot` for a bot's.
         refresh_token: Present where rotation is on.
         expires_in_s: Seconds, present where rotation is on.
+        installed_by: Who allowed it, Slack `U…` or `W…`.
     """
 
     bot_token: Secret[str] | None
@@ -156,6 +157,7 @@ class ExchangeAnswer:
     scopes: tuple[str, ...]
     refresh_token: Secret[str] | None = None
     expires_in_s: int | None = None
+    installed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class BotFacts:
     Attributes:
         name: Display name of the workspace or Enterprise; untrusted text.
         life: How long the token lives; None for a long-lived one.
+        installed_by: Slack `U…` or `W…` of who allowed it; empty when it is not known.
     """
 
     key: InstallationKey
@@ -184,6 +187,7 @@ class BotFacts:
     token: Secret[str]
     refresh_token: Secret[str] | None
     life: timedelta | None
+    installed_by: str
 
 
 def read_facts(answer: ExchangeAnswer, client_id: ClientId) -> BotFacts:
@@ -219,6 +223,8 @@ def read_facts(answer: ExchangeAnswer, client_id: ClientId) -> BotFacts:
         token=answer.bot_token,
         refresh_token=answer.refresh_token,
         life=_read_life(answer),
+        # Nothing hangs on it but whom to write to, so that no install fails for it.
+        installed_by=answer.installed_by if is_slack_user_id(answer.installed_by) else "",
     )
 
 

@@ -6,7 +6,7 @@ empty id equals only an empty id, never "any".
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import NewType
@@ -117,6 +117,8 @@ class Installation:
         bot_user_id: Slack `U…` or `W…`.
         bot_scopes: What Slack granted the bot.
         installed_at: When the newest install was activated, by the database.
+        installed_by: Slack `U…` or `W…` of who allowed the newest install; empty
+            where Slack did not say, and where a token is only read.
     """
 
     id: InstallationId
@@ -128,3 +130,4 @@ class Installation:
     bot_user_id: str
     bot_scopes: tuple[str, ...]
     installed_at: datetime | None
+    installed_by: str = field(default="", compare=False)

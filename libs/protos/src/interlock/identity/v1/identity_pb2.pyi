@@ -78,8 +78,6 @@ class _AdminPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdminPur
     """See and replay dead letters."""
     ADMIN_PURPOSE_AUDIT: _AdminPurpose.ValueType  # 6
     """Read the audit log."""
-    ADMIN_PURPOSE_NOTICE: _AdminPurpose.ValueType  # 7
-    """Tell an administrator something."""
 
 class AdminPurpose(_AdminPurpose, metaclass=_AdminPurposeEnumTypeWrapper):
     """What an adminGrant is for."""
@@ -98,8 +96,6 @@ ADMIN_PURPOSE_REPLAY: AdminPurpose.ValueType  # 5
 """See and replay dead letters."""
 ADMIN_PURPOSE_AUDIT: AdminPurpose.ValueType  # 6
 """Read the audit log."""
-ADMIN_PURPOSE_NOTICE: AdminPurpose.ValueType  # 7
-"""Tell an administrator something."""
 Global___AdminPurpose: _TypeAlias = AdminPurpose  # noqa: Y015
 
 class _InstallSource:
@@ -1098,29 +1094,25 @@ Global___TakeNoticesRequest: _TypeAlias = TakeNoticesRequest  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
-    """What an administrator has to be told."""
+    """A workspace of which somebody has to be told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    GRANT_FIELD_NUMBER: _builtins.int
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
     SLACK_USER_ID_FIELD_NUMBER: _builtins.int
-    WORKSPACE_NAME_FIELD_NUMBER: _builtins.int
-    grant: _builtins.str
-    """An adminGrant of purpose `notice`."""
+    installation_id: _builtins.str
+    """The vault's id of the installation, a UUID."""
     slack_user_id: _builtins.str
-    """Whom to tell: Slack `U…` or `W…`."""
-    workspace_name: _builtins.str
-    """Of the workspace; untrusted text."""
+    """Whom to tell: Slack `U…` or `W…`; empty when no administrator is linked there."""
     def __init__(
         self,
         *,
-        grant: _builtins.str = ...,
+        installation_id: _builtins.str = ...,
         slack_user_id: _builtins.str = ...,
-        workspace_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "slack_user_id", b"slack_user_id", "workspace_name", b"workspace_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_id", b"installation_id", "slack_user_id", b"slack_user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

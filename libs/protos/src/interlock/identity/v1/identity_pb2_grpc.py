@@ -643,11 +643,11 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TakeNotices(self, request, context):
-        """Take what administrators have to be told of workspaces that need a reinstall.
-        Called by the worker.
+        """Take what has to be told of workspaces that need a reinstall. Called by the
+        vault, which tells it.
 
-        Each is handed out once, to one administrator who is linked in the workspace,
-        and not again until it was well in between.
+        Each is handed out once, naming one administrator who is linked in the
+        workspace, and not again until it was well in between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

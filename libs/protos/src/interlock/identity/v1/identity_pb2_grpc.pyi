@@ -238,11 +238,11 @@ class WorkspaceServiceStub:
     The claim of another installation stays as it is.
     """
     TakeNotices: _aio.UnaryUnaryMultiCallable[_identity_pb2.TakeNoticesRequest, _identity_pb2.TakeNoticesResponse]
-    """Take what administrators have to be told of workspaces that need a reinstall.
-    Called by the worker.
+    """Take what has to be told of workspaces that need a reinstall. Called by the
+    vault, which tells it.
 
-    Each is handed out once, to one administrator who is linked in the workspace,
-    and not again until it was well in between.
+    Each is handed out once, naming one administrator who is linked in the
+    workspace, and not again until it was well in between.
     """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListWorkspacesRequest, _identity_pb2.ListWorkspacesResponse]
     """List the workspaces of the session's tenant. Called by edge.
@@ -302,11 +302,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.TakeNoticesRequest,
         context: _aio.ServicerContext[_identity_pb2.TakeNoticesRequest, _abc.Awaitable[_identity_pb2.TakeNoticesResponse]],
     ) -> _abc.Awaitable[_identity_pb2.TakeNoticesResponse]:
-        """Take what administrators have to be told of workspaces that need a reinstall.
-        Called by the worker.
+        """Take what has to be told of workspaces that need a reinstall. Called by the
+        vault, which tells it.
 
-        Each is handed out once, to one administrator who is linked in the workspace,
-        and not again until it was well in between.
+        Each is handed out once, naming one administrator who is linked in the
+        workspace, and not again until it was well in between.
         """
 
     @_abc_1.abstractmethod
