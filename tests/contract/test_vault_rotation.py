@@ -828,6 +828,18 @@ async def _reseal(stage: Stage, chain: Chain) -> None:
     await stage.keys.reseal(before, Held(before.installation, tokens, wrapped), EVENT)
 
 
+async def test_a_data_key_that_was_replaced_takes_the_lease_along(stage: Stage) -> None:
+    """Whoever looked before would seal the answer under a key that is gone: a crash loses it."""
+    chain = await stage.install()
+    seen = await stage.held(chain)
+    rehearsal = _pair(chain, seen.wrapped.dek_id, "f", 2)
+    await _reseal(stage, chain)
+    with pytest.raises(LeaseHeld) as refusal:
+        await stage.store.claim(seen, rehearsal, EVENT, is_forced=False)
+    assert refusal.value.hindrance is Hindrance.CHANGED
+    await stage.claim(chain)
+
+
 async def test_a_data_key_stays_while_an_answer_may_come(stage: Stage) -> None:
     """From the lease to the answer, and in doubt after it, the key is not replaced."""
     chain = await stage.install()

@@ -185,13 +185,7 @@ class Rotating:
             return Outcome.NOT_ROTATING
         # What Slack does not take any more is due, however long it was to live.
         is_forced = refused_generation == held.state.generation
-        hindrance = find_hindrance(
-            held.state,
-            held.state.generation,
-            held.state.refresh_ref,
-            held.facts,
-            is_forced=is_forced,
-        )
+        hindrance = find_hindrance(held.state, held.state, held.facts, is_forced=is_forced)
         if hindrance is not None:
             return _outcome_of(hindrance)
         is_mere_claim = not held.facts.is_due and not held.state.is_unsettled

@@ -60,6 +60,7 @@ GOOD = RefreshAnswer(
         (STATE, FREE, None),
         (replace(STATE, generation=4), FREE, Hindrance.CHANGED),
         (replace(STATE, refresh_ref=TokenRef("r4")), FREE, Hindrance.CHANGED),
+        (replace(STATE, dek_id=DekId(UUID(int=9))), FREE, Hindrance.CHANGED),
         (STATE, replace(FREE, is_leased=True), Hindrance.LEASED),
         (STATE, replace(FREE, is_due=False), Hindrance.NOT_DUE),
         (STATE, replace(FREE, is_resting=True), Hindrance.RESTING),
@@ -74,15 +75,15 @@ def test_what_hinders_an_exchange(
     state: ChainState, facts: ClaimFacts, expected: Hindrance | None
 ) -> None:
     """I1: a lease is given for the very pair that was looked at, if it is free and due."""
-    assert find_hindrance(state, 3, "r3", facts, is_forced=False) is expected
+    assert find_hindrance(state, STATE, facts, is_forced=False) is expected
 
 
 def test_force_makes_due_and_nothing_else() -> None:
     """What Slack refused need not wait for its time; a lease and a rest still count."""
     later = replace(FREE, is_due=False)
-    assert find_hindrance(STATE, 3, "r3", later, is_forced=True) is None
+    assert find_hindrance(STATE, STATE, later, is_forced=True) is None
     leased = replace(later, is_leased=True)
-    assert find_hindrance(STATE, 3, "r3", leased, is_forced=True) is Hindrance.LEASED
+    assert find_hindrance(STATE, STATE, leased, is_forced=True) is Hindrance.LEASED
 
 
 @pytest.mark.parametrize(

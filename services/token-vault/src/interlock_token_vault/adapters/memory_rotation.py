@@ -135,10 +135,9 @@ class MemoryRotation(MemoryStore):
         """Take the right to exchange; see RotationStore."""
         with self.faults.around("store.claim"):
             now, found = self._clock.now(), self._held(held.chain)
-            wanted = (held.state.generation, held.state.refresh_ref)
             if found is None:
                 found = replace(held, state=replace(held.state, generation=0))
-            hindrance = find_hindrance(found.state, *wanted, found.facts, is_forced=is_forced)
+            hindrance = find_hindrance(found.state, held.state, found.facts, is_forced=is_forced)
             if hindrance is not None:
                 raise LeaseHeld(hindrance)
             row = self._fresh_row(found)

@@ -135,15 +135,13 @@ class PostgresRotation:
         self, held: HeldChain, rehearsal: SealedPair, event: AuditEvent, *, is_forced: bool
     ) -> Lease:
         """Take the right to exchange; see RotationStore."""
-        chain, state = held.chain, held.state
+        chain = held.chain
 
         async def work(connection: Connection) -> tuple[Lease, Sequence[AuditEvent]]:
             found = await _lock(connection, chain)
             if found is None:
                 raise LeaseHeld(Hindrance.CHANGED)
-            hindrance = find_hindrance(
-                found.state, state.generation, state.refresh_ref, found.facts, is_forced=is_forced
-            )
+            hindrance = find_hindrance(found.state, held.state, found.facts, is_forced=is_forced)
             if hindrance is not None:
                 raise LeaseHeld(hindrance)
             await _rehearse(connection, found, rehearsal)

@@ -134,7 +134,7 @@ class Hindrance(Enum):
     """Why a chain is not exchanged now."""
 
     CHANGED = "changed"
-    """It is not at the generation that was meant."""
+    """It is not at the generation that was meant, or not under the data key."""
 
     LEASED = "leased"
     """Somebody is at it."""
@@ -168,18 +168,21 @@ class ClaimFacts:
 
 
 def find_hindrance(
-    state: ChainState, generation: int, refresh_ref: str, facts: ClaimFacts, *, is_forced: bool
+    state: ChainState, seen: ChainState, facts: ClaimFacts, *, is_forced: bool
 ) -> Hindrance | None:
     """Judge a wish to exchange; None gives the lease.
 
     Args:
         state: What is stored.
-        generation: What the wisher has looked at.
-        refresh_ref: As `generation`.
+        seen: What the wisher has looked at, and will seal the answer by.
         facts: What the database says.
         is_forced: Slack refused the access token, so that it is due whatever its end.
     """
-    is_changed = (state.generation, state.refresh_ref) != (generation, refresh_ref)
+    is_changed = (state.generation, state.refresh_ref, state.dek_id) != (
+        seen.generation,
+        seen.refresh_ref,
+        seen.dek_id,
+    )
     is_wanted = facts.is_due or is_forced or state.is_unsettled
     in_the_way = (
         (is_changed, Hindrance.CHANGED),
