@@ -10,12 +10,13 @@ import pytest
 
 from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.audit import AuditEvent
+from interlock_token_vault.domain.envelope import SealedBytes
 from interlock_token_vault.domain.installation import InstallationId
 from interlock_token_vault.domain.rotation import RefreshAnswer, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable, SlackUnavailable
 from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
-from interlock_token_vault.rotation_ports import RefreshRefused
+from interlock_token_vault.rotation_ports import Candidate, RefreshRefused
 from interlock_token_vault.vault import Stop
 from tests.support.rotation_stage import KEY, ORIGIN, Stage, play, told_stage
 
@@ -61,6 +62,28 @@ def test_an_answer_amid_a_freeze_is_kept_and_not_tried() -> None:
         await stage.store.resume_releases(None, Stop.HELD, EVENT)
         assert await stage.replica().rotating.refresh(stage.chain) is Outcome.ROTATED
         assert stage.held.state.standing is Standing.IDLE
+
+    play(scene())
+
+
+def test_a_pair_beside_that_does_not_open_keeps_no_chain_back() -> None:
+    """Slack refuses the stored token, and what lies beside is broken: it is exchanged anyway."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        slack.orders.append(_odd)
+        replica = stage.replica()
+        assert await replica.rotating.refresh(stage.chain) is Outcome.FAILED
+        [beside] = stage.held.candidates
+        sealed = SealedBytes(beside.pair.access.sealed[:-1] + b"?")
+        broken = replace(beside.pair.access, sealed=sealed)
+        row = stage.store._rows[stage.chain]
+        row.candidates = [Candidate(replace(beside.pair, access=broken), is_probed=False)]
+        slack.world.revoke((await stage.opened())[0])
+        await asyncio.sleep(60)
+        await replica.renewing.run_due()
+        await asyncio.sleep(60)
+        assert (stage.held.state.standing, stage.held.state.generation) == (Standing.IDLE, 2)
 
     play(scene())
 

@@ -41,6 +41,7 @@ from interlock_token_vault.domain.rotation import (
 )
 from interlock_token_vault.install_ports import SlackUnavailable, TokenDead
 from interlock_token_vault.rotation_ports import (
+    Candidate,
     Failpoint,
     HeldChain,
     Lease,
@@ -210,7 +211,7 @@ class Keeper:
             CannotOpen, KmsUnavailable, KekDisabled, DatabaseUnavailable: As usual.
         """
         data_key = self.open_key(held)
-        pairs = [candidate.pair for candidate in held.candidates]
+        pairs = [each.pair for each in held.candidates if await self._opens(held, data_key, each)]
         is_current_alive = await self._is_alive(held, data_key, held.access)
         # Nobody needs to be asked about what will not be chosen.
         alive = (
@@ -221,7 +222,7 @@ class Keeper:
         place = choose(is_current_alive, alive)
         if place is None:
             event = event_of("token.probed", held.chain, held.installation.key)
-            refs = [pair.refresh.ref for pair in pairs]
+            refs = [each.pair.refresh.ref for each in held.candidates]
             await self._store.mark_probed(held.chain, refs, event)
             return
         chosen = pairs[place]
@@ -357,9 +358,24 @@ class Keeper:
             # The candidate is marked as not probed; whoever comes round tries again.
             _log.warning("candidates_not_settled", reason=error.reason)
 
+    async def _opens(self, held: HeldChain, data_key: DataKey, candidate: Candidate) -> bool:
+        """Tell whether a candidate's refresh token can be opened; else it cannot be served."""
+        try:
+            await self.open(held, data_key, candidate.pair.refresh)
+        except CannotOpen:
+            # The chain must not stand still for it.
+            _log.error("candidate_not_opened", installation_id=str(held.installation.id))
+            return False
+        return True
+
     async def _is_alive(self, held: HeldChain, data_key: DataKey, sealed: SealedToken) -> bool:
         """Ask Slack whether an access token lives, and is this chain's."""
-        token = await self.open(held, data_key, sealed)
+        try:
+            token = await self.open(held, data_key, sealed)
+        except CannotOpen:
+            # As good as dead: nobody can use it.
+            _log.error("token_not_opened", installation_id=str(held.installation.id))
+            return False
         try:
             identity = await self._slack.test(token)
             if held.chain.user_id:
