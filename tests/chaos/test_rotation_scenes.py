@@ -11,13 +11,14 @@ import pytest
 from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import SealedBytes
-from interlock_token_vault.domain.installation import InstallationId
-from interlock_token_vault.domain.rotation import RefreshAnswer, Standing
+from interlock_token_vault.domain.installation import ClientId, InstallationId
+from interlock_token_vault.domain.rotation import Chain, RefreshAnswer, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable, SlackUnavailable
+from interlock_token_vault.renewing import Renewing
 from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
 from interlock_token_vault.rotation_ports import Candidate, RefreshRefused
-from interlock_token_vault.vault import Stop
+from interlock_token_vault.vault import DatabaseUnavailable, Stop
 from tests.support.rotation_stage import KEY, ORIGIN, Stage, play, told_stage
 
 EVENT = AuditEvent("releases.frozen", ORIGIN)
@@ -84,6 +85,88 @@ def test_a_pair_beside_that_does_not_open_keeps_no_chain_back() -> None:
         await replica.renewing.run_due()
         await asyncio.sleep(60)
         assert (stage.held.state.standing, stage.held.state.generation) == (Standing.IDLE, 2)
+
+    play(scene())
+
+
+def test_no_exchange_is_begun_once_the_command_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while Slack asks for a pause, it ends at once, and begins nothing after it."""
+
+    async def scene() -> None:
+        stage, _ = await told_stage()
+        asked: list[Chain] = []
+
+        class Quiet:
+            is_quiet = True
+
+            async def exchange_lasting(self, chain: Chain) -> Outcome:
+                asked.append(chain)
+                return Outcome.ROTATED
+
+        async def list_lasting(_: ClientId, after: Chain | None) -> Sequence[Chain]:
+            return [] if after else [stage.chain]
+
+        monkeypatch.setattr(stage.store, "list_lasting", list_lasting)
+        quiet = Quiet()
+        renewing = Renewing(
+            store=stage.store,
+            rotating=quiet,  # type: ignore[arg-type]
+            keeper=stage.replica().keeper,
+            news=stage.store.news,
+            client_id=KEY.client_id,
+            clock=stage.clock,
+        )
+        command = asyncio.create_task(renewing.exchange_lasting())
+        await asyncio.sleep(10)
+        await renewing.drain()
+        await asyncio.sleep(10)
+        quiet.is_quiet = False
+        assert await command == {}
+        assert asked == []
+
+    play(scene())
+
+
+def test_sigterm_sees_an_exchange_to_its_end() -> None:
+    """What Slack was asked is answered and stored before the process ends; nothing is begun."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        slack.delays.append(20.0)
+        replica = stage.replica()
+        replica.renewing.nudge(stage.chain)
+        await asyncio.sleep(5)
+        await replica.renewing.drain()
+        assert (stage.held.state.standing, stage.held.state.generation) == (Standing.IDLE, 2)
+        assert not stage.spool.written
+        asked = len(slack.asked)
+        replica.renewing.nudge(stage.chain, 2)
+        await replica.renewing.run_due()
+        await asyncio.sleep(60)
+        assert len(slack.asked) == asked
+
+    play(scene())
+
+
+def test_sigterm_leaves_in_the_spool_what_the_database_does_not_take() -> None:
+    """The process ends all the same, and the next one stores the answer without asking Slack."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        stage.faults.fail_next("store.keep", *[DatabaseUnavailable()] * 1000)
+        replica = stage.replica()
+        replica.renewing.nudge(stage.chain)
+        await asyncio.sleep(5)
+        async with asyncio.timeout(120):
+            await replica.renewing.drain()
+        assert len(stage.spool.written) == 1
+        stage.faults._before["store.keep"].clear()
+        stage.spool.restart()
+        await stage.replica().renewing.replay()
+        await asyncio.sleep(5)
+        assert (stage.held.state.standing, stage.held.state.generation) == (Standing.IDLE, 2)
+        assert slack.world.can_refresh((await stage.opened())[1])
+        assert (len(slack.asked), stage.spool.written) == (1, {})
 
     play(scene())
 

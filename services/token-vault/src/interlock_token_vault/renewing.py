@@ -138,11 +138,13 @@ class Renewing:
         after: Chain | None = None
         while page := await self._store.list_lasting(self._client_id, after):
             for chain in page:
-                while self._rotating.is_quiet:
+                while self._rotating.is_quiet and not self._is_ending:
                     await self._sleep(_PACE_S)
+                if self._is_ending:
+                    return outcomes
                 outcome = await self._exchange_one(chain)
                 outcomes[outcome] += 1
-                if outcome is Outcome.BARRED or self._is_ending:
+                if outcome is Outcome.BARRED:
                     return outcomes
                 await self._sleep(_PACE_S)
             after = page[-1]
