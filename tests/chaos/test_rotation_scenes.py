@@ -10,7 +10,7 @@ import pytest
 
 from interlock_chassis.secret import Secret
 from interlock_token_vault.domain.audit import AuditEvent
-from interlock_token_vault.domain.envelope import SealedBytes
+from interlock_token_vault.domain.envelope import CannotOpen, SealedBytes
 from interlock_token_vault.domain.installation import ClientId, InstallationId
 from interlock_token_vault.domain.rotation import Chain, RefreshAnswer, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable, SlackUnavailable
@@ -85,6 +85,52 @@ def test_a_pair_beside_that_does_not_open_keeps_no_chain_back() -> None:
         await replica.renewing.run_due()
         await asyncio.sleep(60)
         assert (stage.held.state.standing, stage.held.state.generation) == (Standing.IDLE, 2)
+
+    play(scene())
+
+
+class Unopenable:
+    """A Rotating for which only the last of many chains can be begun."""
+
+    is_quiet = False
+
+    def __init__(self, last: Chain) -> None:
+        self.asked: list[Chain] = []
+        self._last = last
+
+    async def refresh(self, chain: Chain, *, refused_generation: int = 0) -> Outcome:
+        """Fail as for a data key that is lost."""
+        assert refused_generation == 0
+        self.asked.append(chain)
+        if chain != self._last:
+            raise CannotOpen
+        return Outcome.ROTATED
+
+
+def test_chains_that_cannot_be_begun_keep_no_other_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their end comes first for ever; what is due after them is refreshed, and then they again."""
+
+    async def scene() -> None:
+        stage, _ = await told_stage()
+        chains = [Chain(InstallationId(UUID(int=number))) for number in range(1, 121)]
+
+        async def list_due(_: ClientId, limit: int) -> Sequence[Chain]:
+            return chains[:limit]
+
+        monkeypatch.setattr(stage.store, "list_due", list_due)
+        rotating = Unopenable(chains[-1])
+        renewing = Renewing(
+            store=stage.store,
+            rotating=rotating,  # type: ignore[arg-type]
+            keeper=stage.replica().keeper,
+            news=stage.store.news,
+            client_id=KEY.client_id,
+            clock=stage.clock,
+        )
+        for _ in range(3):
+            await renewing.run_due()
+        assert chains[-1] in rotating.asked
+        assert rotating.asked.count(chains[0]) > 1
 
     play(scene())
 

@@ -40,6 +40,8 @@ ENDED_CHAINS = Gauge(
 _PACE_S = 0.5
 _MOST_AT_ONCE = 8
 _BATCH = 50
+# Of those that could not be begun, how many are tried again in a round that is full.
+_RETRIED = 8
 # A notification can be lost with its connection; then the reader looks by itself.
 _LOOK_AGAIN = timedelta(seconds=1)
 # What a reader who is told to come back should let pass.
@@ -76,6 +78,8 @@ class Renewing:
         self._clock = clock
         self._sleep = sleep
         self._running: dict[Chain, asyncio.Task[Outcome]] = {}
+        # Due, and not begun for all that; those that were tried longest ago come first.
+        self._put_back: dict[Chain, None] = {}
         self._is_ending = False
 
     async def renew(
@@ -110,11 +114,19 @@ class Renewing:
     async def run_due(self) -> None:
         """Refresh what is due, at a pace that leaves Slack's limit to the other replicas.
 
+        What cannot be begun, such as a chain whose data key is lost, stays due, and
+        its end comes before all others'. It stands behind what was not tried yet.
+
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
         ENDED_CHAINS.set(await self._store.count_ended(self._client_id))
-        for chain in await self._store.list_due(self._client_id, _BATCH):
+        due = await self._store.list_due(self._client_id, _BATCH + len(self._put_back))
+        still_due = set(due)
+        self._put_back = {chain: None for chain in self._put_back if chain in still_due}
+        fresh = [chain for chain in due if chain not in self._put_back][:_BATCH]
+        again = list(self._put_back)[: max(_RETRIED, _BATCH - len(fresh))]
+        for chain in [*fresh, *again]:
             while len(self._running) >= _MOST_AT_ONCE:
                 await asyncio.wait(set(self._running.values()), return_when=asyncio.FIRST_COMPLETED)
             if self._is_ending or self._rotating.is_quiet:
@@ -186,8 +198,10 @@ class Renewing:
 
     async def _refresh(self, chain: Chain, refused_generation: int) -> Outcome:
         """Refresh one chain, whatever it fails with: nobody waits for the error."""
+        is_begun = False
         try:
             outcome = await self._rotating.refresh(chain, refused_generation=refused_generation)
+            is_begun = outcome not in {Outcome.NOT_NOW, Outcome.NOT_ROTATING}
         except ServiceError as error:
             _log.warning(
                 "refresh_not_begun",
@@ -195,5 +209,9 @@ class Renewing:
                 installation_id=str(chain.installation_id),
             )
             outcome = Outcome.FAILED
+        finally:
+            self._put_back.pop(chain, None)
+            if not is_begun:
+                self._put_back[chain] = None
         REFRESHES.labels(outcome.value).inc()
         return outcome
