@@ -290,6 +290,10 @@ async def test_slack_is_left_alone_for_as_long_as_it_asks(retry_after: str, wait
         pytest.param((200, '{"ok": true, "access_to'), id="RF-08-truncated"),
         pytest.param((200, '{"ok": "true", "access_token": "xoxb-1"}'), id="RF-08-ok-text"),
         pytest.param((200, '{"ok": true, "access_token": "xoxb-1"}'), id="RF-08-no-refresh"),
+        pytest.param(
+            (200, r'{"ok": true, "access_token": "xoxb-1", "refresh_token": "\ud800"}'),
+            id="RF-08-half-a-character",
+        ),
     ],
 )
 async def test_an_answer_of_no_use_writes_nothing(answer: tuple[int, str]) -> None:
@@ -308,6 +312,52 @@ async def test_an_answer_of_no_use_writes_nothing(answer: tuple[int, str]) -> No
         assert stage.held.candidates == ()
         assert stage.held.facts.is_resting
         assert not stage.spool.written
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        *(
+            pytest.param(error, Outcome.NEEDS_REINSTALL, id=f"RF-09-{error}")
+            for error in (
+                "invalid_refresh_token",
+                "token_expired",
+                "token_revoked",
+                "account_inactive",
+            )
+        ),
+        *(
+            pytest.param(error, Outcome.FAILED, id=f"RF-08-{error}")
+            for error in (
+                "internal_error",
+                "fatal_error",
+                "service_unavailable",
+                "request_timeout",
+                "team_added_to_org",
+                "ratelimited",
+                "rate_limited",
+            )
+        ),
+        *(
+            pytest.param(error, Outcome.BARRED, id=f"RF-08-{error}")
+            for error in ("invalid_client_id", "bad_client_secret", "nobody_knows_this_one")
+        ),
+    ],
+)
+async def test_what_slack_says_is_what_happens(error: str, outcome: Outcome) -> None:
+    """Only a word about the refresh token ends a chain; our own settings pause it."""
+
+    def respond(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"ok": False, "error": error})
+
+    async with _over_http(respond) as (stage, _):
+        replica = stage.replica()
+        assert await replica.rotating.refresh(stage.chain) is outcome
+        is_end = stage.held.state.standing is Standing.NEEDS_REINSTALL
+        assert is_end == (outcome is Outcome.NEEDS_REINSTALL)
+        assert stage.held.facts.is_resting != is_end
+        assert replica.rotating.is_quiet == ("limited" in error)
+        assert stage.store.holder(stage.chain) == 0
 
 
 @rows("RF-09")

@@ -353,7 +353,7 @@ def _only_token_of(answer: Mapping[str, Any]) -> ExchangeAnswer:
     """Keep of a garbled answer what lives on if nobody ends it."""
     token = answer.get("access_token")
     return ExchangeAnswer(
-        bot_token=Secret(token) if isinstance(token, str) and token else None,
+        bot_token=Secret(token) if isinstance(token, str) and token and token.isascii() else None,
         token_type="",
         app_id="",
         team_id="",
@@ -395,4 +395,7 @@ def _flag(answer: Mapping[str, Any], name: str) -> bool:
 
 def _secret(answer: Mapping[str, Any], name: str) -> Secret[str] | None:
     text = _text(answer, name)
+    if not text.isascii():
+        # JSON can spell texts that no bytes stand for.
+        raise NoAnswer
     return Secret(text) if text else None

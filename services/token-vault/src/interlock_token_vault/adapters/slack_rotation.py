@@ -103,6 +103,9 @@ def _pair_of(answer: Mapping[str, Any]) -> RefreshAnswer:
     token, refresh_token = answer.get("access_token"), answer.get("refresh_token")
     if not (isinstance(token, str) and isinstance(refresh_token, str) and token and refresh_token):
         raise SlackAnswerUnusable
+    if not (token.isascii() and refresh_token.isascii()):
+        # JSON can spell texts that no bytes stand for.
+        raise SlackAnswerUnusable
     expires_in = answer.get("expires_in")
     return RefreshAnswer(
         token=Secret(token),
