@@ -99,6 +99,9 @@ class FileSpool:
                 # Kept for whoever looks into it; in nobody's way.
                 path.rename(path.with_suffix(_BROKEN))
                 _log.error("spooled_answer_broken", file=path.name)
+            except OSError as error:
+                # Left where it is: the disk may give it to the next process.
+                _log.error("spooled_answer_unreadable", file=path.name, errno=error.errno)
         return left
 
 
@@ -176,6 +179,8 @@ class FileInstallSpool:
             except (ValueError, KeyError, TypeError, ServiceError):
                 path.rename(path.with_suffix(_BROKEN))
                 _log.error("spooled_answer_broken", file=path.name)
+            except OSError as error:
+                _log.error("spooled_answer_unreadable", file=path.name, errno=error.errno)
         return left
 
     async def clear(self, grant_id: str) -> None:
