@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
 
 from interlock_chassis.secret import Secret
+from interlock_chassis.telemetry import REGISTRY
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import CannotOpen, SealedBytes
 from interlock_token_vault.domain.installation import ClientId, InstallationId
@@ -18,7 +20,7 @@ from interlock_token_vault.renewing import Renewing
 from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
 from interlock_token_vault.rotation_ports import Candidate, RefreshRefused
-from interlock_token_vault.vault import DatabaseUnavailable, Stop
+from interlock_token_vault.vault import DatabaseUnavailable, RefreshPending, Stop
 from tests.support.rotation_stage import KEY, ORIGIN, Stage, play, told_stage
 
 EVENT = AuditEvent("releases.frozen", ORIGIN)
@@ -169,6 +171,100 @@ def test_no_exchange_is_begun_once_the_command_was_stopped(monkeypatch: pytest.M
         quiet.is_quiet = False
         assert await command == {}
         assert asked == []
+
+    play(scene())
+
+
+def test_an_end_shows_in_the_metric_until_the_reinstall() -> None:
+    """What the alert looks at counts ended chains, and counts them down again."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        slack.orders.append(RefreshRefused())
+        replica, counted = stage.replica(), "interlock_vault_refreshes_total"
+        before = REGISTRY.get_sample_value(counted, {"outcome": "needs_reinstall"}) or 0
+        await replica.renewing.run_due()
+        await asyncio.sleep(5)
+        await replica.renewing.run_due()
+        assert REGISTRY.get_sample_value("interlock_vault_chains_needing_reinstall") == 1
+        after = REGISTRY.get_sample_value(counted, {"outcome": "needs_reinstall"})
+        assert after == before + 1
+        await stage.install("new", "newer", expires_in=timedelta(hours=12), generation=2)
+        await replica.renewing.run_due()
+        assert REGISTRY.get_sample_value("interlock_vault_chains_needing_reinstall") == 0
+
+    play(scene())
+
+
+def test_a_reader_waits_for_whoever_exchanges() -> None:
+    """At a process that begins nothing any more, it gets what another one made, by its deadline."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        ending, other = stage.replica(), stage.replica()
+        await ending.renewing.drain()
+        waiting = asyncio.create_task(ending.read())
+        await asyncio.sleep(1)
+        assert slack.asked == []
+        other.renewing.nudge(stage.chain)
+        assert await waiting == ("xoxe.xoxb-1-2", 2)
+        assert len(slack.asked) == 1
+
+    play(scene())
+
+
+def test_a_reader_waits_no_longer_than_it_said() -> None:
+    """Nobody exchanges: it is told to come back, a little before its own deadline."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        ending, loop = stage.replica(), asyncio.get_running_loop()
+        await ending.renewing.drain()
+        began = loop.time()
+        with pytest.raises(RefreshPending) as told:
+            await ending.read()
+        assert loop.time() - began <= 4.5
+        assert told.value.retry_after is not None
+        assert slack.asked == []
+
+    play(scene())
+
+
+def test_what_is_due_at_once_is_refreshed_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two a second and eight at a time, so that four replicas stay under Slack's 600 a minute."""
+
+    async def scene() -> None:
+        stage, _ = await told_stage()
+        chains = [Chain(InstallationId(UUID(int=number))) for number in range(1, 41)]
+        loop, started, most = asyncio.get_running_loop(), list[float](), 0
+
+        class Slow:
+            is_quiet = False
+
+            async def refresh(self, chain: Chain, *, refused_generation: int = 0) -> Outcome:
+                nonlocal most
+                assert (chain in chains, refused_generation) == (True, 0)
+                started.append(loop.time())
+                most = max(most, len(renewing._running))
+                await asyncio.sleep(10)
+                return Outcome.ROTATED
+
+        async def list_due(_: ClientId, limit: int) -> Sequence[Chain]:
+            return chains[:limit]
+
+        monkeypatch.setattr(stage.store, "list_due", list_due)
+        renewing = Renewing(
+            store=stage.store,
+            rotating=Slow(),  # type: ignore[arg-type]
+            keeper=stage.replica().keeper,
+            news=stage.store.news,
+            client_id=KEY.client_id,
+            clock=stage.clock,
+        )
+        await renewing.run_due()
+        assert len(started) == 40
+        assert most == 8
+        assert min(after - before for before, after in pairwise(started)) >= 0.5
 
     play(scene())
 
