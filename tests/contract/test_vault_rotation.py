@@ -583,6 +583,23 @@ async def test_a_promotion_ends_no_doubt(stage: Stage) -> None:
     assert (await stage.held(chain)).state.standing is Standing.DOUBTED
 
 
+async def test_a_promotion_revives_no_chain(stage: Stage) -> None:
+    """Slack refused its refresh token too: a living access token is served, the end stays known."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.keep(held, lease, "b", is_odd=True)
+    before = await stage.held(chain)
+    refused = {before.state.refresh_ref, *before.state.candidate_refs}
+    assert await stage.store.end(lease, 1, refused, EVENT)
+    await stage.reports.mark_reported(chain, needs_reinstall=True)
+    before = await stage.held(chain)
+    assert await stage.store.promote(before, _pair(chain, before.wrapped.dek_id, "b", 2), EVENT)
+    after = await stage.held(chain)
+    assert (after.state.standing, after.state.generation) == (Standing.NEEDS_REINSTALL, 2)
+    assert await stage.store.count_ended(TEAM.client_id) == 1
+    assert await stage.reports.list_unreported(TEAM.client_id, 10) == []
+
+
 async def test_an_install_amid_an_exchange_is_in_doubt(stage: Stage) -> None:
     """The old holder's pairs count among Slack's two living tokens, so the new pair is renewed."""
     chain = await stage.install()

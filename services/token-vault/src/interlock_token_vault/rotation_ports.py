@@ -222,7 +222,8 @@ class RotationStore(Protocol):
     async def promote(self, held: HeldChain, pair: SealedPair, event: AuditEvent) -> bool:
         """Put a candidate, sealed anew, in the place of the pair as it was found.
 
-        The pair that it displaces is kept beside.
+        The pair that it displaces is kept beside. A chain that ended stays so: of its
+        pairs one may still be served, and none exchanged.
 
         Returns:
             Whether the chain was still as found.

@@ -182,6 +182,9 @@ class MemoryRotation(MemoryStore):
             row.candidates = [*row.candidates, displaced][-MOST_CANDIDATES:]
             if found.state.is_unsettled:
                 row.standing = Standing.DOUBTED
+            elif found.state.standing is Standing.NEEDS_REINSTALL:
+                # Its refresh token was refused with all others.
+                row.standing = Standing.NEEDS_REINSTALL
             self._append([event])
             self.news.ring(held.chain.installation_id)
             return True

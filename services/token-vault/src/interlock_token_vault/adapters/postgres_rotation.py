@@ -204,6 +204,11 @@ class PostgresRotation:
                 await connection.execute(
                     query("doubt_chain"), *_names(held.chain), found.state.generation + 1
                 )
+            elif found.state.standing is Standing.NEEDS_REINSTALL:
+                # Its refresh token was refused with all others.
+                await connection.execute(
+                    query("end_chain"), *_names(held.chain), found.state.generation + 1, 0
+                )
             displaced = Candidate(SealedPair(found.access, found.refresh), is_probed=True)
             await _insert_candidate(connection, found, displaced)
             await connection.execute(query("tell_of_chain"), held.chain.installation_id)
