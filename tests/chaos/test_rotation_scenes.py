@@ -313,6 +313,39 @@ def test_sigterm_leaves_in_the_spool_what_the_database_does_not_take() -> None:
     play(scene())
 
 
+@pytest.mark.parametrize("is_ending", [False, True])
+def test_an_unwanted_pair_is_ended_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch, is_ending: bool
+) -> None:
+    """RF-06: Slack is away for a minute after the uninstall; a process that ends waits less."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage()
+        slack.delays.append(5.0)
+        replica, loop = stage.replica(), asyncio.get_running_loop()
+        replica.renewing.nudge(stage.chain)
+        await asyncio.sleep(2)
+        stage.uninstall()
+        back_at, revoke = loop.time() + 60, slack.revoke
+
+        async def revoke_later(token: Secret[str]) -> None:
+            if loop.time() < back_at:
+                raise SlackUnavailable
+            await revoke(token)
+
+        monkeypatch.setattr(slack, "revoke", revoke_later)
+        if is_ending:
+            await replica.renewing.drain()
+            assert loop.time() < back_at
+            assert slack.revoked == []
+            return
+        await asyncio.sleep(120)
+        assert slack.revoked == ["xoxe.xoxb-1-2"]
+        assert stage.actions().count("token.revoked") == 1
+
+    play(scene())
+
+
 # Who is told of an end.
 
 

@@ -6,7 +6,7 @@ offered to the database, until that has taken it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -58,8 +58,10 @@ from interlock_token_vault.vault import DatabaseUnavailable, DataKey, Keys
 
 # A database that fails over is back within a minute; until it is, the answer waits.
 _PAUSES_S = (0.1, 0.3, 1.0, 2.0, 5.0)
-# An unwanted token ends by itself after 12 h; Slack's troubles are over before that.
+# An unwanted token ends by itself after 12 h. Slack's troubles are mostly over within five
+# minutes; a process that ends waits for the first half of a minute only.
 _REVOKE_PAUSES_S = (1.0, 5.0, 20.0)
+_PATIENT_PAUSES_S = (*_REVOKE_PAUSES_S, *(20.0,) * 14)
 # Served by nobody; known to be short only so that it is refreshed before it is needed.
 _ODD_LIFE = timedelta(hours=1)
 
@@ -388,26 +390,39 @@ class Keeper:
     async def _refuse_foreign(self, held: HeldChain, answer: RefreshAnswer) -> None:
         _log.error("refresh_answer_foreign", installation_id=str(held.installation.id))
         ref = self._keys.ref(answer.token)
-        await self._end_token(answer.token, held.chain, held.installation.key, ref)
+        # The lease is held meanwhile.
+        await self._end_token(
+            answer.token, held.chain, held.installation.key, ref, _REVOKE_PAUSES_S
+        )
 
     async def _revoke(self, kept: _Kept) -> None:
         """End a token whose installation is gone; without its data key nobody can use it either."""
         if kept.opened is not None:
             ref = kept.sealed.pair.access.ref
-            await self._end_token(kept.opened.token, kept.sealed.chain, kept.key, ref)
+            await self._end_token(
+                kept.opened.token, kept.sealed.chain, kept.key, ref, _PATIENT_PAUSES_S
+            )
 
     async def _end_token(
-        self, token: Secret[str], chain: Chain, key: InstallationKey | None, ref: TokenRef
+        self,
+        token: Secret[str],
+        chain: Chain,
+        key: InstallationKey | None,
+        ref: TokenRef,
+        pauses: Sequence[float],
     ) -> None:
         event = replace(event_of("token.revoked", chain, key), token_ref=ref)
-        for pause in (*_REVOKE_PAUSES_S, None):
+        is_recorded = False
+        for tries, pause in enumerate((*pauses, None)):
             try:
-                await self._store.record([event])
+                if not is_recorded:
+                    await self._store.record([event])
+                is_recorded = True
                 await self._slack.revoke(token)
             except TokenDead:
                 return
             except (SlackUnavailable, DatabaseUnavailable) as error:
-                if pause is None:
+                if pause is None or (self._is_ending and tries >= len(_REVOKE_PAUSES_S)):
                     _log.error("unwanted_token_not_revoked", reason=error.reason)
                     return
                 await self._sleep(pause)
