@@ -1178,6 +1178,52 @@ async def test_the_record_is_read_as_it_was_written(stage: Stage) -> None:
     assert await found(user_id="user_ben") == [everything[0], full]
     assert await found(event="tested", tenant_id="contoso") == [others[0]]
     assert await found(event="TESTED") == []
+    in_place = replace(full, event="tested", workspace_id="elsewhere")
+    of_tenant = replace(EVENT, tenant_id="a tenant_id", workspace_id="")
+    await stage.audit.record([in_place, of_tenant])
+
+    async def found_here(event: str = "") -> list[AuditEvent]:
+        return await found(tenant_id="a tenant_id", workspace_id="a workspace_id", event=event)
+
+    assert await found_here() == [of_tenant, full]
+    assert await found_here("token.issued") == [full]
+    assert await found_here("tested") == [of_tenant]
+
+
+async def test_a_refusal_is_found_by_whoever_has_the_workspace(stage: Stage) -> None:
+    """An event names a team; its record names the claim on it, of that tenant and no other."""
+    team = await _claimed(stage.store, NORTHWIND, WorkspaceKey("", "T0TEAM", "A0APP"))
+    grid = await _claimed(stage.store, CONTOSO, WorkspaceKey("E0GRID", "", "A0APP"))
+    refused = replace(EVENT, event="call.refused", tenant_id="", workspace_id="")
+    by_event = [
+        replace(refused, slack_team_id="T0TEAM", slack_enterprise_id=""),
+        # A team of the Enterprise, whose own installation there is none of.
+        replace(refused, slack_team_id="T0INSIDE", slack_enterprise_id="E0GRID"),
+        replace(refused, slack_team_id="T0NOBODY", slack_enterprise_id=""),
+        # Whoever proved another tenant than the workspace's stays with their own.
+        replace(refused, slack_team_id="T0TEAM", slack_enterprise_id="", tenant_id="contoso"),
+        replace(refused, slack_team_id="", slack_enterprise_id=""),
+    ]
+    await stage.audit.record(by_event)
+    listed = await stage.audit.list_events(Sought(event="call.refused"), before=None, limit=9)
+    owners = [(each.event.tenant_id, each.event.workspace_id) for each in reversed(listed)]
+    nobody = ("", "")
+    assert owners == [
+        ("northwind", team.workspace_id),
+        ("contoso", grid.workspace_id),
+        nobody,
+        ("contoso", ""),
+        nobody,
+    ]
+
+
+async def test_accounts_are_named_as_they_are_called_now(stage: Stage) -> None:
+    """Whoever is unknown, or known without a name, is left out."""
+    await stage.store.note(UserId("user_nameless"), NORTHWIND.tenant_id)
+    await stage.store.remember(replace(ADA, name="Ada L."), NORTHWIND)
+    asked = frozenset({ADA.user_id, UserId("user_nameless"), UserId("user_nobody")})
+    assert await stage.audit.list_names(asked) == {ADA.user_id: "Ada L."}
+    assert await stage.audit.list_names(frozenset()) == {}
 
 
 TEXTS = (

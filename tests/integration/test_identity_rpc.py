@@ -622,6 +622,27 @@ async def test_an_operator_forgets_a_person_and_an_organization(house: House) ->
         assert await house.count(f"work_app_slack_{table}") == 0
 
 
+async def test_what_stands_on_an_account_or_an_organization_goes_with_it(house: House) -> None:
+    """The foreign keys of the specification, whoever removes the row that they stand on."""
+    await house.claim("user_ada")
+    await house.redeem("user_mia", await house.code())
+    installed_by = "SELECT installed_by_user_id FROM identity.work_app_slack_workspaces"
+    used_by = "SELECT used_by_user_id FROM identity.work_app_slack_account_link_codes"
+    assert await house.owner.fetchval(installed_by) == "user_ada"
+    assert await house.owner.fetchval(used_by) == "user_mia"
+    await house.owner.execute("""DELETE FROM identity."user" WHERE id = 'user_ada'""")
+    assert await house.owner.fetchval(installed_by) is None
+    assert await house.count("work_app_slack_user_mappings") == 1
+    await house.owner.execute("""DELETE FROM identity."user" WHERE id = 'user_mia'""")
+    assert await house.count("work_app_slack_user_mappings") == 0
+    assert await house.owner.fetchval(used_by) is None
+    assert await house.count("work_app_slack_account_link_codes") == 1
+    await house.redeem("user_mia", await house.code())
+    await house.owner.execute("DELETE FROM identity.organization WHERE id = 'northwind'")
+    for table in ("workspaces", "account_link_codes", "user_mappings", "agent_defaults"):
+        assert await house.count(f"work_app_slack_{table}") == 0
+
+
 # Renewals.
 
 
@@ -823,9 +844,73 @@ async def test_an_operator_reads_the_record(house: House) -> None:
     assert not (await listed(tenant_id="nobody")).events
     for token in ("x", "-1", "9" * 19, "\u0661"):
         assert await _outcome(listed(page_token=token)) == "INVALID_PAGE_TOKEN"
-    for caller in ("gateway-edge", "gateway-worker", "token-vault"):
+    for caller, reason in (
+        ("gateway-edge", "INVALID_TOKEN"),
+        ("gateway-worker", "CALLER_NOT_ALLOWED"),
+        ("token-vault", "CALLER_NOT_ALLOWED"),
+    ):
         call = house.audit(caller).ListAuditEvents(pb.ListAuditEventsRequest(), timeout=TIMEOUT_S)
-        assert await _outcome(call) == "CALLER_NOT_ALLOWED"
+        assert await _outcome(call) == reason
+
+
+async def test_an_administrator_reads_the_record_of_a_workspace(house: House) -> None:
+    """Their tenant's alone, whatever tenant is asked for, with the names of today."""
+    workspace_id = (await house.claim()).workspace.workspace_id
+    other = {
+        "installation_id": "0d5d9c52-9a7c-4f40-8d43-6a7d7d6c0001",
+        "slack_team_id": "T0CONTOSO",
+    }
+    await house.claim("user_olga", **other)
+    await _outcome(house.redeem("user_olga", await house.code()))
+    await _outcome(house.token(house.event_grant()))
+    await house.redeem("user_mia", await house.code())
+    await house.token(house.event_grant())
+
+    async def grant(purpose: pb.AdminPurpose.ValueType) -> str:
+        request = pb.IssueAdminGrantRequest(
+            session=await house.session("user_ben"), workspace_id=workspace_id, purpose=purpose
+        )
+        return (await house.sessions().IssueAdminGrant(request, timeout=TIMEOUT_S)).grant
+
+    shown = await grant(pb.ADMIN_PURPOSE_AUDIT)
+
+    async def listed(**sought: Any) -> pb.ListAuditEventsResponse:
+        request = pb.ListAuditEventsRequest(**{"grant": shown, **sought})
+        return await house.audit("gateway-edge").ListAuditEvents(request, timeout=TIMEOUT_S)
+
+    part = await listed(tenant_id="contoso")
+    assert [(each.event, each.outcome) for each in part.events] == [
+        ("grant.issued", "ok"),
+        ("token.issued", "ok"),
+        ("user.linked", "ok"),
+        ("call.refused", "USER_NOT_LINKED"),
+        ("workspace.claimed", "ok"),
+        ("grant.issued", "ok"),
+    ]
+    assert {each.tenant_id for each in part.events} == {"northwind"}
+    assert {each.workspace_id for each in part.events} == {workspace_id, ""}
+    linked = part.events[2]
+    assert (linked.user_id, linked.user_name, linked.actor_name) == (
+        "user_mia",
+        "Mia Castellanos",
+        "Mia Castellanos",
+    )
+    refused = part.events[3]
+    assert (refused.workspace_id, refused.slack_user_id) == (workspace_id, "U0MIA")
+    first = await listed(page_size=4)
+    assert [*first.events, *(await listed(page_token=first.next_page_token)).events] == list(
+        part.events
+    )
+    [only] = (await listed(event="user.linked")).events
+    assert only == linked
+    assert await _outcome(listed(grant=await grant(pb.ADMIN_PURPOSE_HEALTH))) == (
+        "PURPOSE_NOT_GRANTED"
+    )
+    for forged in ("", "x", house.event_grant()):
+        assert await _outcome(listed(grant=forged)) == "INVALID_TOKEN"
+    release = pb.ReleaseWorkspaceRequest(installation_id=INSTALLATION, slack_team_id="T0NORTHWIND")
+    await house.workspaces("token-vault").ReleaseWorkspace(release, timeout=TIMEOUT_S)
+    assert await _outcome(listed()) == "WORKSPACE_NOT_FOUND"
 
 
 async def test_the_service_cannot_change_the_record(house: House) -> None:

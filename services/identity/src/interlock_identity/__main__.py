@@ -40,6 +40,7 @@ from interlock_identity.membership import MembershipSource, RememberedMembership
 from interlock_identity.migrations import DATABASE
 from interlock_identity.noticing import Noticing
 from interlock_identity.offboarding import Offboarding
+from interlock_identity.reading import Reading
 from interlock_identity.retention import Retention
 from interlock_identity.rpc import CALLERS, CAPS, add_services, record_refusals
 from interlock_identity.sessions import Sessions
@@ -174,7 +175,7 @@ class _Parts:
             ),
             offboarding=self.offboarding,
             trail=self.trail,
-            record=self._audit,
+            reading=Reading(record=self._audit, workspaces=self.store),
             grant_public_keys=self._keys.public_grants,
             clock=self._clock,
         )

@@ -14,7 +14,7 @@ import structlog
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import Kind, ServiceError
-from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
+from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.people import Session
 from interlock_identity.workspaces import DatabaseUnavailable
 from interlock_tokens.grants import AdminGrant, InstallGrant, SlackGrant
@@ -32,7 +32,7 @@ _REFUSALS = frozenset(
 )
 _WINDOW = timedelta(seconds=1)
 
-_Grant = TypeVar("_Grant", SlackGrant | AdminGrant, SlackGrant, InstallGrant)
+_Grant = TypeVar("_Grant", SlackGrant | AdminGrant, SlackGrant, AdminGrant, InstallGrant)
 
 
 class AuditLog(Protocol):
@@ -41,22 +41,11 @@ class AuditLog(Protocol):
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Commit records.
 
+        What names a Slack workspace but none of ours is noted in the claim that
+        there is on it, so that its owner finds it.
+
         Raises:
             DatabaseUnavailable: They are not known to be committed.
-        """
-        ...
-
-
-class AuditRecord(Protocol):
-    """What was recorded."""
-
-    async def list_events(
-        self, sought: Sought, *, before: int | None, limit: int
-    ) -> list[RecordedEvent]:
-        """List facts, newest first, with numbers below `before`, or from the newest on.
-
-        Raises:
-            DatabaseUnavailable: The database does not answer.
         """
         ...
 

@@ -8,7 +8,7 @@ a grant that is verified here. Use cases see only what was proved.
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from interlock_chassis.clock import Clock
 from interlock_chassis.errors import InvalidArgument
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import Refused, RpcServer, current_call
-from interlock_identity.auditing import Attempt, AuditRecord, AuditTrail
+from interlock_identity.auditing import Attempt, AuditTrail
 from interlock_identity.domain.agents import Agent, AgentDefault, AgentSource
 from interlock_identity.domain.audit import AuditEvent, Origin, RecordedEvent, Sought
 from interlock_identity.domain.linking import (
@@ -47,6 +47,7 @@ from interlock_identity.issuing import Errand, Issuing
 from interlock_identity.linking import Linking
 from interlock_identity.noticing import Noticing
 from interlock_identity.offboarding import Offboarding
+from interlock_identity.reading import Part, Reading
 from interlock_identity.sessions import Sessions
 from interlock_identity.workspaces import InstallFacts, Workspaces
 from interlock_tokens.errors import PurposeNotGranted
@@ -59,6 +60,7 @@ from interlock_tokens.grants import (
 )
 from interlock_tokens.keysets import Keyset
 from interlock_tokens.verifying import (
+    verify_admin_grant,
     verify_event_or_admin,
     verify_install_grant,
     verify_slack_grant,
@@ -74,14 +76,14 @@ else:
 # the event itself is young enough is another question, with an answer of its own.
 _RENEWABLE_AFTER_EXPIRY = timedelta(days=7)
 
-_DEFAULT_EVENTS = 50
 # Of a record's number; 2**63 has one more.
 _MAX_DIGITS = 18
 
 _EDGE = frozenset({"gateway-edge"})
 _WORKER = frozenset({"gateway-worker"})
 _VAULT = frozenset({"token-vault"})
-_OPERATOR = frozenset({"operator"})
+_OPERATOR_NAME = "operator"
+_OPERATOR = frozenset({_OPERATOR_NAME})
 
 _SESSION_SERVICE = "interlock.identity.v1.SessionService"
 _LINK_SERVICE = "interlock.identity.v1.LinkService"
@@ -114,7 +116,7 @@ CALLERS: CallerTable = {
     f"/{_SUBJECT_SERVICE}/RenewGrant": _WORKER,
     f"/{_OFFBOARDING_SERVICE}/ForgetUser": _OPERATOR,
     f"/{_OFFBOARDING_SERVICE}/ForgetOrganization": _OPERATOR,
-    f"/{_AUDIT_SERVICE}/ListAuditEvents": _OPERATOR,
+    f"/{_AUDIT_SERVICE}/ListAuditEvents": _EDGE | _OPERATOR,
 }
 """Who may call what; the grants and cookies come on top."""
 
@@ -193,6 +195,10 @@ class _Door:
         """Verify an event's grant, expired or not."""
         now = self._clock.now()
         return verify_slack_grant(token, self._keys, now=now, allow_expired=_RENEWABLE_AFTER_EXPIRY)
+
+    def admin(self, token: str) -> AdminGrant:
+        """Verify an adminGrant; its purpose is for the use case."""
+        return verify_admin_grant(token, self._keys, now=self._clock.now())
 
     def install(self, token: str) -> InstallGrant:
         """Verify an installGrant."""
@@ -524,23 +530,22 @@ class OffboardingRpc(services.OffboardingServiceServicer):
 class AuditRpc(services.AuditServiceServicer):
     """Serve `AuditService`; its contract is in the proto."""
 
-    def __init__(self, record: AuditRecord) -> None:
-        self._record = record
+    def __init__(self, door: _Door, reading: Reading) -> None:
+        self._door = door
+        self._reading = reading
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: _Context
     ) -> pb.ListAuditEventsResponse:
-        """List the record, newest first."""
-        sought = Sought(request.tenant_id, request.user_id, request.event)
-        size = request.page_size or _DEFAULT_EVENTS
-        found = await self._record.list_events(
-            sought, before=_number(request.page_token), limit=size + 1
-        )
-        is_more = len(found) > size
-        return pb.ListAuditEventsResponse(
-            events=[_show_event(each) for each in found[:size]],
-            next_page_token=str(found[size - 1].number) if is_more else "",
-        )
+        """List the record, newest first: all of it, or what a grant opens."""
+        sought = Sought(tenant_id=request.tenant_id, user_id=request.user_id, event=request.event)
+        before, size = _number(request.page_token), request.page_size
+        if not request.grant and current_call().caller == _OPERATOR_NAME:
+            return _show_part(await self._reading.read_all(sought, before=before, size=size))
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.admin(request.grant))
+            part = await self._reading.read_workspace(grant, sought, before=before, size=size)
+        return _show_part(part)
 
 
 def record_refusals(trail: AuditTrail) -> Callable[[Refused], Awaitable[None]]:
@@ -563,7 +568,7 @@ def add_services(
     noticing: Noticing,
     offboarding: Offboarding,
     trail: AuditTrail,
-    record: AuditRecord,
+    reading: Reading,
     grant_public_keys: Keyset,
     clock: Clock,
 ) -> None:
@@ -588,7 +593,7 @@ def add_services(
         OffboardingRpc(offboarding),
         _OFFBOARDING_SERVICE,
     )
-    server.add(services.add_AuditServiceServicer_to_server, AuditRpc(record), _AUDIT_SERVICE)
+    server.add(services.add_AuditServiceServicer_to_server, AuditRpc(door, reading), _AUDIT_SERVICE)
 
 
 def _origin() -> Origin:
@@ -663,7 +668,14 @@ def _show_mapping(mapping: UserMapping) -> pb.UserMapping:
     )
 
 
-def _show_event(recorded: RecordedEvent) -> pb.AuditEvent:
+def _show_part(part: Part) -> pb.ListAuditEventsResponse:
+    return pb.ListAuditEventsResponse(
+        events=[_show_event(each, part.names) for each in part.events],
+        next_page_token=str(part.following) if part.following else "",
+    )
+
+
+def _show_event(recorded: RecordedEvent, names: Mapping[UserId, str]) -> pb.AuditEvent:
     event, origin = recorded.event, recorded.event.origin
     return pb.AuditEvent(
         number=recorded.number,
@@ -687,6 +699,8 @@ def _show_event(recorded: RecordedEvent) -> pb.AuditEvent:
         project_id=event.project_id,
         agent_id=event.agent_id,
         channel_id=event.channel_id,
+        actor_name=names.get(UserId(origin.actor_id), ""),
+        user_name=names.get(UserId(event.user_id), ""),
     )
 
 

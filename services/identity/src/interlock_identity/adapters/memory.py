@@ -5,7 +5,7 @@ Postgres to the same. No method gives up control half-way, which is what a
 transaction is here.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -142,8 +142,8 @@ class MemoryStore:
     # Audit.
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
-        """Keep records."""
-        self.audit += events
+        """Keep records, each in the claim that there is on its Slack workspace."""
+        self.audit += [self._in_claim(event) for event in events]
 
     async def list_events(
         self, sought: Sought, *, before: int | None, limit: int
@@ -154,10 +154,27 @@ class MemoryStore:
             for number, each in enumerate(self.audit, 1)
             if (before is None or number < before)
             and sought.tenant_id in {"", each.tenant_id}
+            and (not sought.workspace_id or each.workspace_id in {"", sought.workspace_id})
             and sought.user_id in {"", each.user_id, each.origin.actor_id}
             and sought.event in {"", each.event}
         ]
         return recorded[::-1][:limit]
+
+    async def list_names(self, user_ids: frozenset[UserId]) -> Mapping[UserId, str]:
+        """Say what accounts are called now."""
+        known = {each: self._people[each].name for each in user_ids if each in self._people}
+        return {user_id: name for user_id, name in known.items() if name}
+
+    def _in_claim(self, event: AuditEvent) -> AuditEvent:
+        if event.workspace_id:
+            return event
+        for slot in filter(None, (event.slack_team_id, event.slack_enterprise_id)):
+            for row in self._workspaces.values():
+                workspace = row.workspace
+                is_claim = workspace.key.slot == slot and workspace.status.is_claimed
+                if is_claim and event.tenant_id in {"", workspace.tenant_id}:
+                    return event.of_workspace(workspace.tenant_id, workspace.workspace_id)
+        return event
 
     # Workspaces.
 

@@ -102,9 +102,11 @@ class Sought:
     """Which facts are asked for; "" asks for any.
 
     Attributes:
+        workspace_id: Of the tenant; what happened in no workspace is found with it.
         user_id: Whoever did it, or whom it happened to.
     """
 
     tenant_id: str = ""
+    workspace_id: str = ""
     user_id: str = ""
     event: str = ""

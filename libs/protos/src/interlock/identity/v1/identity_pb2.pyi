@@ -1664,6 +1664,8 @@ class AuditEvent(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_NAME_FIELD_NUMBER: _builtins.int
+    USER_NAME_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The record's number; later facts have larger ones, with gaps."""
     event: _builtins.str
@@ -1704,6 +1706,10 @@ class AuditEvent(_message.Message):
     """The agent to be run, or of a default."""
     channel_id: _builtins.str
     """The channel that a default or an access is for."""
+    actor_name: _builtins.str
+    """The name that `actor_id` has now, for an adminGrant; untrusted text."""
+    user_name: _builtins.str
+    """The name that `user_id` has now, for an adminGrant; untrusted text."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When, by identity's database clock."""
@@ -1732,10 +1738,12 @@ class AuditEvent(_message.Message):
         project_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
         channel_id: _builtins.str = ...,
+        actor_name: _builtins.str = ...,
+        user_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "agent_id", b"agent_id", "at", b"at", "caller", b"caller", "channel_id", b"channel_id", "count", b"count", "event", b"event", "grant_id", b"grant_id", "number", b"number", "outcome", b"outcome", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "rpc", b"rpc", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id", "slack_user_id", b"slack_user_id", "tenant_id", b"tenant_id", "token_id", b"token_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "actor_name", b"actor_name", "agent_id", b"agent_id", "at", b"at", "caller", b"caller", "channel_id", b"channel_id", "count", b"count", "event", b"event", "grant_id", b"grant_id", "number", b"number", "outcome", b"outcome", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "rpc", b"rpc", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id", "slack_user_id", b"slack_user_id", "tenant_id", b"tenant_id", "token_id", b"token_id", "user_id", b"user_id", "user_name", b"user_name", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1752,8 +1760,9 @@ class ListAuditEventsRequest(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
-    """Only of this tenant."""
+    """Only of this tenant; with a grant, its own, whatever stands here."""
     user_id: _builtins.str
     """Only what this account did, or what happened to it."""
     event: _builtins.str
@@ -1762,6 +1771,8 @@ class ListAuditEventsRequest(_message.Message):
     """How many, 1 to 200; 0 means 50."""
     page_token: _builtins.str
     """`next_page_token` of the page before; opaque."""
+    grant: _builtins.str
+    """An adminGrant of purpose `audit`; empty for operators."""
     def __init__(
         self,
         *,
@@ -1770,10 +1781,11 @@ class ListAuditEventsRequest(_message.Message):
         event: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        grant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "grant", b"grant", "page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1264,7 +1264,7 @@ class OffboardingService:
 
 class AuditServiceStub:
     """What was done and refused: links, tokens, grants, claims, defaults. Called by
-    operators.
+    operators, and by edge for an owner or admin.
     """
 
     def __init__(self, channel):
@@ -1282,13 +1282,19 @@ class AuditServiceStub:
 
 class AuditServiceServicer:
     """What was done and refused: links, tokens, grants, claims, defaults. Called by
-    operators.
+    operators, and by edge for an owner or admin.
     """
 
     def ListAuditEvents(self, request, context):
-        """List the record, newest first. Ids only; no names, addresses or tokens.
+        """List the record, newest first. It holds ids only; no names, addresses or
+        tokens.
 
-        Errors: INVALID_ARGUMENT INVALID_PAGE_TOKEN.
+        An adminGrant of purpose `audit` opens what happened in its workspace, and
+        what names its tenant and no workspace. Operators need none.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+        PURPOSE_NOT_GRANTED; NOT_FOUND WORKSPACE_NOT_FOUND once the grant's tenant
+        has lost the workspace; INVALID_ARGUMENT INVALID_PAGE_TOKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1312,7 +1318,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
     """What was done and refused: links, tokens, grants, claims, defaults. Called by
-    operators.
+    operators, and by edge for an owner or admin.
     """
 
     @staticmethod

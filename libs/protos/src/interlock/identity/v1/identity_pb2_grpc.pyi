@@ -462,19 +462,25 @@ def add_OffboardingServiceServicer_to_server(servicer: OffboardingServiceService
 
 class AuditServiceStub:
     """What was done and refused: links, tokens, grants, claims, defaults. Called by
-    operators.
+    operators, and by edge for an owner or admin.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListAuditEventsRequest, _identity_pb2.ListAuditEventsResponse]
-    """List the record, newest first. Ids only; no names, addresses or tokens.
+    """List the record, newest first. It holds ids only; no names, addresses or
+    tokens.
 
-    Errors: INVALID_ARGUMENT INVALID_PAGE_TOKEN.
+    An adminGrant of purpose `audit` opens what happened in its workspace, and
+    what names its tenant and no workspace. Operators need none.
+
+    Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+    PURPOSE_NOT_GRANTED; NOT_FOUND WORKSPACE_NOT_FOUND once the grant's tenant
+    has lost the workspace; INVALID_ARGUMENT INVALID_PAGE_TOKEN.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """What was done and refused: links, tokens, grants, claims, defaults. Called by
-    operators.
+    operators, and by edge for an owner or admin.
     """
 
     @_abc_1.abstractmethod
@@ -483,9 +489,15 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.ListAuditEventsRequest,
         context: _aio.ServicerContext[_identity_pb2.ListAuditEventsRequest, _abc.Awaitable[_identity_pb2.ListAuditEventsResponse]],
     ) -> _abc.Awaitable[_identity_pb2.ListAuditEventsResponse]:
-        """List the record, newest first. Ids only; no names, addresses or tokens.
+        """List the record, newest first. It holds ids only; no names, addresses or
+        tokens.
 
-        Errors: INVALID_ARGUMENT INVALID_PAGE_TOKEN.
+        An adminGrant of purpose `audit` opens what happened in its workspace, and
+        what names its tenant and no workspace. Operators need none.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; PERMISSION_DENIED
+        PURPOSE_NOT_GRANTED; NOT_FOUND WORKSPACE_NOT_FOUND once the grant's tenant
+        has lost the workspace; INVALID_ARGUMENT INVALID_PAGE_TOKEN.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _aio.Server) -> None: ...
