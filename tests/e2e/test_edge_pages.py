@@ -13,7 +13,8 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_cli.scratch_databases import ScratchDatabases
-from interlock_gateway.edge.ports import AgentDefault, Health
+from interlock_gateway.edge.ports import AgentDefault, Health, PeopleEvent
+from tests.support.axe import Axe
 from tests.support.edge_site import (
     ACME,
     CODE,
@@ -24,10 +25,10 @@ from tests.support.edge_site import (
     audit_event,
     fresh_site,
     link_offer,
+    people_event,
     refusal,
     user_mapping,
 )
-from tests.support.node_packages import require_packages
 
 PICTURES = Path(__file__).parents[2] / "screenshots" / "edge"
 WSW = "/work-apps/slack/workspaces/wsw_1"
@@ -36,19 +37,11 @@ _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-
 
 pytestmark = [pytest.mark.chromium, pytest.mark.node]
 
-# Levels A and AA of WCAG 2.2, and what axe calls best practice: landmarks, headings, order.
-TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-RUN_AXE = """async (tags) => {
-    const told = ({id, nodes}) => nodes.map((node) => id + ": " + node.html.slice(0, 160));
-    const found = await axe.run({runOnly: tags});
-    return [...found.violations, ...found.incomplete].flatMap(told);
-}"""
-
 
 @pytest.fixture(scope="session")
-def axe() -> str:
-    """Give the source of axe-core."""
-    return (require_packages("axe") / "axe-core" / "axe.min.js").read_text()
+def axe() -> Axe:
+    """Give what finds faults in pages."""
+    return Axe()
 
 
 @pytest.fixture
@@ -73,7 +66,42 @@ async def site(cluster: ScratchDatabases, unused_tcp_port: int) -> AsyncIterator
         }
         site.identity.offers = {CODE: link_offer()}
         site.vault.events = [audit_event()]
+        site.identity.events = [people_event(), *_what_else_happens()]
         yield site
+
+
+def _what_else_happens() -> list[PeopleEvent]:
+    by_worker = {"caller": "gateway-worker", "actor_id": "", "actor_name": ""}
+    subjects = "/interlock.identity.v1.SubjectService"
+    return [
+        people_event(
+            7,
+            event="token.issued",
+            rpc=f"{subjects}/IssueUserToken",
+            purpose="",
+            project_id="shop",
+            agent_id="returns",
+            channel_id="C0GENERAL",
+            **by_worker,
+        ),
+        people_event(
+            6,
+            event="call.refused",
+            outcome="SLACK_STRANGER",
+            count=12,
+            rpc=f"{subjects}/IssueUserToken",
+            purpose="",
+            slack_user_id="U0GUEST",
+            slack_team_id="T0OTHER",
+            user_id="",
+            user_name="",
+            **by_worker,
+        ),
+        people_event(
+            5, event="user.unlinked", purpose="asked", user_id="user_0123456789abcdef0123"
+        ),
+        people_event(4, event="grant.issued", purpose="audit", slack_user_id="", user_name=""),
+    ]
 
 
 def _nothing(_: Site) -> None:
@@ -109,6 +137,14 @@ def _token_dead(site: Site) -> None:
 
 def _nothing_read(site: Site) -> None:
     site.vault.events = []
+
+
+def _nothing_done(site: Site) -> None:
+    site.identity.events = []
+
+
+def _record_away(site: Site) -> None:
+    site.identity.fail["events"] = refusal(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")
 
 
 def _emails_differ(site: Site) -> None:
@@ -208,6 +244,27 @@ STATES = [
     State(
         "audit-forged-page", "ann", f"{WSW}/audit?page=x", 400, "This page of the list is not there"
     ),
+    State("people", "ann", f"{WSW}/audit/people", 200, "Audit log"),
+    State("people-refusals", "ann", f"{WSW}/audit/people?event=call.refused", 200, "Audit log"),
+    State("people-empty", "ann", f"{WSW}/audit/people", 200, "Audit log", _nothing_done),
+    State("people-none-such", "ann", f"{WSW}/audit/people?event=default.set", 200, "Audit log"),
+    State("people-end", "ann", f"{WSW}/audit/people?page=7", 200, "Audit log", _nothing_done),
+    State(
+        "people-no-event",
+        "ann",
+        f"{WSW}/audit/people?event=x",
+        400,
+        "There is no such event",
+    ),
+    State(
+        "people-away",
+        "ann",
+        f"{WSW}/audit/people",
+        503,
+        "A part of Interlock is not answering",
+        _record_away,
+    ),
+    State("people-member", "bob", f"{WSW}/audit/people", 403, "Your role does not allow this"),
     State("nowhere", "", "/nowhere", 404, "There is nothing here"),
 ]
 
@@ -248,18 +305,16 @@ Judge = Callable[[Page, str], Awaitable[None]]
 
 
 @pytest.fixture
-def judge(axe: str) -> Judge:
+def judge(axe: Axe) -> Judge:
     """Give what photographs a page wide and narrow, and has axe look at it both times."""
     PICTURES.mkdir(parents=True, exist_ok=True)
 
     async def look(page: Page, name: str) -> None:
-        # The page's own policy allows no script; this one does not come from the page.
-        await page.evaluate(axe)
-        assert await page.evaluate(RUN_AXE, TAGS) == []
+        assert await axe.find_faults(page) == []
         await page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
         await page.set_viewport_size({"width": PHONE_WIDTH, "height": 740})
         assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE_WIDTH
-        assert await page.evaluate(RUN_AXE, TAGS) == []
+        assert await axe.find_faults(page) == []
         await page.screenshot(path=PICTURES / f"{name}-phone.png", full_page=True)
         await page.set_viewport_size({"width": 1280, "height": 800})
 

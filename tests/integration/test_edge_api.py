@@ -33,6 +33,7 @@ from tests.support.edge_site import (
     audit_event,
     cookies_of,
     fresh_site,
+    people_event,
     refusal,
     slack_headers,
     user_mapping,
@@ -78,11 +79,13 @@ ROUTES = {
     ("GET", f"{ONE}/health.json"): "session",
     ("POST", f"{ONE}/test-message.json"): "program",
     ("GET", f"{ONE}/audit.json"): "session",
+    ("GET", f"{ONE}/audit/people.json"): "session",
     ("GET", ONE): "session",
     ("GET", f"{ONE}/users.csv"): "session",
     ("POST", f"{ONE}/unlink"): "form",
     ("POST", f"{ONE}/uninstall"): "form",
     ("GET", f"{ONE}/audit"): "session",
+    ("GET", f"{ONE}/audit/people"): "session",
     ("GET", f"{ONE}/settings"): "session",
     ("POST", f"{ONE}/settings"): "form",
     ("GET", f"{ONE}/health"): "session",
@@ -125,6 +128,7 @@ async def site(cluster: ScratchDatabases) -> AsyncIterator[Site]:
             "C0GENERAL": AgentDefault("C0GENERAL", "shop", "returns", grants_access=True),
         }
         site.vault.events = [audit_event()]
+        site.identity.events = [people_event()]
         yield site
 
 
@@ -326,6 +330,17 @@ async def test_an_uninstall_is_done_or_explained(site: Site) -> None:
 
 
 FORMULAS = ['=cmd|"/c"', "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+
+
+async def test_a_program_removes_a_link(site: Site) -> None:
+    """The link that the address names, in a workspace of the person's own tenant."""
+    for workspace in ("wsw_9", "wsw_0"):
+        foreign = f"{BASE}/workspaces/{workspace}/users/wsum_1.json"
+        assert (await site.ask("DELETE", foreign, headers=cookies_of("ann", {}))).status == 404
+    assert site.identity.unlinked == []
+    removed = await site.ask("DELETE", f"{WSW}/users/wsum_1.json", headers=cookies_of("bob", {}))
+    assert (removed.status, removed.body) == (204, b"")
+    assert site.identity.unlinked == ["wsum_1"]
 
 
 async def test_linked_users_are_a_table_that_calculates_nothing(site: Site) -> None:

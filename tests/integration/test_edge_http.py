@@ -50,6 +50,7 @@ from tests.support.edge_site import (
     fresh_site,
     link_form,
     link_offer,
+    people_event,
     refusal,
     request_head,
     serving,
@@ -721,6 +722,10 @@ async def test_opening_a_link_moves_the_code_and_does_nothing_else(site: Site) -
     for flag in ("Secure", "HttpOnly", "SameSite=Lax", "Path=/"):
         assert flag in cookie
     assert "Domain" not in cookie
+    life = re.search(r"Max-Age=(\d+)", cookie)
+    assert life
+    # As long as a code works, which is its whole use.
+    assert 0 < int(life[1]) <= 3600
     assert site.identity.described == 0
 
 
@@ -1047,6 +1052,43 @@ async def test_the_audit_log_shows_each_read_of_a_token(site: Site) -> None:
     assert (await site.get(f"{path}.json")).status == 401
     assert (await site.get(f"{path}?page=forged", "ann")).status == 400
     assert (await site.get(f"{path}?page=%3Cscript%3E", "ann")).status == 400
+
+
+async def test_the_audit_log_shows_what_people_did(site: Site) -> None:
+    """Links, tokens and refusals with who, when and outcome; narrowed, in pages, as JSON too."""
+    refused = people_event(7, event="call.refused", outcome="NOT_YOUR_TENANT", count=3)
+    site.identity.events = [people_event(), refused]
+    path = "/work-apps/slack/workspaces/wsw_1/audit/people"
+    page = (await site.get(path, "ann")).text
+    for fact in ("user.linked", ">ok<", "Bob", "u_bob", "U0BOB", "req-87654321", "09:30:00"):
+        assert fact in page.replace("<wbr>", "")
+    assert "NOT_YOUR_TENANT" in page.replace("<wbr>", "")
+    assert "\u00d7 3" in page
+    assert f'href="{path}?page=7"' in page
+    refusals = (await site.get(f"{path}?event=call.refused", "ann")).text
+    assert "user.linked</code>" not in refusals
+    assert f'href="{path}?event=call.refused&amp;page=7"' in refusals
+    content = json.loads((await site.get(f"{path}.json?event=call.refused", "ann")).body)
+    assert [each["outcome"] for each in content["events"]] == ["NOT_YOUR_TENANT"]
+    assert content["nextPage"] == "7"
+    grants = {grant for grant, _ in site.identity.events_asked}
+    assert grants == {"audit-grant-of-wsw_1"}
+
+
+async def test_what_people_did_is_the_administrators_to_see(site: Site) -> None:
+    """Nobody else gets it, and no address of a page or an event is believed."""
+    site.identity.events = [people_event(user_name="<script>", actor_name="\u202eEve")]
+    path = "/work-apps/slack/workspaces/wsw_1/audit/people"
+    page = await site.get(path, "ann")
+    assert "<script>" not in page.text
+    assert "\u202e" not in page.text
+    for query, status in (("page=x", 400), ("page=%3C", 400), ("event=a'b", 400), ("page=7", 200)):
+        assert (await site.get(f"{path}?{query}", "ann")).status == status
+    for who, status in (("bob", 403), ("val", 403), ("", 401)):
+        assert (await site.get(path, who)).status == status
+        assert (await site.get(f"{path}.json", who)).status == status
+    foreign = await site.get("/work-apps/slack/workspaces/wsw_9/audit/people", "ann")
+    assert foreign.status == 404
 
 
 async def test_the_workspaces_are_json_too(site: Site) -> None:

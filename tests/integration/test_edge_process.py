@@ -148,6 +148,15 @@ class _Links(identity_pb2_grpc.LinkServiceServicer):
         return identity_pb2.UnlinkResponse()
 
 
+class _Record(identity_pb2_grpc.AuditServiceServicer):
+    async def ListAuditEvents(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
+        assert (request.grant, request.tenant_id) == ("audit-grant", "")
+        event = identity_pb2.AuditEvent(
+            number=9, at=_stamp(), event=request.event, outcome="NOT_YOUR_TENANT", user_name="Ann"
+        )
+        return identity_pb2.ListAuditEventsResponse(events=[event], next_page_token="9")
+
+
 class _Installs(token_vault_pb2_grpc.InstallServiceServicer):
     async def StartInstall(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it.
         return token_vault_pb2.StartInstallResponse(
@@ -230,6 +239,10 @@ IDENTITY: _Services = {
     "interlock.identity.v1.WorkspaceService": (
         identity_pb2_grpc.add_WorkspaceServiceServicer_to_server,
         _Workspaces(),  # type: ignore[abstract]  # Only what edge calls.
+    ),
+    "interlock.identity.v1.AuditService": (
+        identity_pb2_grpc.add_AuditServiceServicer_to_server,
+        _Record(),
     ),
 }
 VAULT: _Services = {
@@ -325,6 +338,11 @@ async def test_identity_is_asked_with_the_cookie_itself(peers: Peers) -> None:
         assert [each.last_used_at for each in page.items] == [DAY, None]
         assert page.next_token == "more"
         await identity.unlink(PROOF, "wsum_1")
+        record = await identity.list_people_events(grant, "call.refused", "")
+        [event] = record.items
+        assert (event.number, event.at, event.event) == (9, DAY, "call.refused")
+        assert (event.outcome, event.user_name) == ("NOT_YOUR_TENANT", "Ann")
+        assert record.next_token == "9"
         with pytest.raises(RemoteError) as nobody:
             await identity.authenticate(SessionProof(Secret("better-auth.session_token=x"), ""))
         assert nobody.value.reason == "NOT_SIGNED_IN"

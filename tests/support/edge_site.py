@@ -38,6 +38,7 @@ from interlock_gateway.edge.ports import (
     Installed,
     LinkOffer,
     Page,
+    PeopleEvent,
     Person,
     Redeemed,
     Role,
@@ -118,6 +119,8 @@ class FakeIdentity:
     unlinked: list[str] = field(default_factory=list)
     agents: set[tuple[str, str]] = field(default_factory=lambda: {("shop", "returns")})
     defaults: dict[str, AgentDefault] = field(default_factory=dict)
+    events: list[PeopleEvent] = field(default_factory=list)
+    events_asked: list[tuple[str, str]] = field(default_factory=list)
 
     async def authenticate(self, proof: SessionProof) -> Person:
         """Know a person by the value of the cookie."""
@@ -212,6 +215,17 @@ class FakeIdentity:
     async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
         """Note it."""
         self.unlinked.append(mapping_id)
+
+    async def list_people_events(
+        self, grant: Secret[str], event: str, page_token: str
+    ) -> Page[PeopleEvent]:
+        """List what was given, on two pages."""
+        self.events_asked.append((grant.reveal(), event))
+        self._fail("events")
+        if page_token not in {"", "7"}:
+            raise refusal(Kind.INVALID, "INVALID_PAGE_TOKEN")
+        found = tuple(each for each in self.events if event in {"", each.event})
+        return Page(found, "" if page_token else "7")
 
     def _workspace(self, person: Person, workspace_id: str) -> Workspace:
         for workspace in self.workspaces[person.tenant_id]:
@@ -599,6 +613,37 @@ def audit_event(seq: int = 1) -> AuditEvent:
         request_id="req-12345678",
         subject="U0ANN",
         count=1,
+    )
+
+
+def people_event(number: int = 8, **changes: Any) -> PeopleEvent:
+    """Make an event of identity's record: Bob linked himself."""
+    return replace(
+        PeopleEvent(
+            number=number,
+            at=DAY,
+            event="user.linked",
+            outcome="ok",
+            count=1,
+            caller="gateway-edge",
+            rpc="/interlock.identity.v1.LinkService/RedeemLinkCode",
+            request_id="req-87654321",
+            grant_id="",
+            actor_id="u_bob",
+            actor_name="Bob",
+            workspace_id="wsw_1",
+            slack_enterprise_id="",
+            slack_team_id="T0ACME",
+            slack_user_id="U0BOB",
+            user_id="u_bob",
+            user_name="Bob",
+            token_id="jti-9",
+            purpose="resume",
+            project_id="",
+            agent_id="",
+            channel_id="",
+        ),
+        **changes,
     )
 
 

@@ -7,6 +7,7 @@ from grpc import aio
 
 from interlock.identity.v1 import identity_pb2 as pb
 from interlock.identity.v1.identity_pb2_grpc import (
+    AuditServiceStub,
     LinkServiceStub,
     SessionServiceStub,
     WorkspaceServiceStub,
@@ -17,6 +18,7 @@ from interlock_gateway.edge.ports import (
     AgentDefault,
     LinkOffer,
     Page,
+    PeopleEvent,
     Person,
     Redeemed,
     Role,
@@ -53,6 +55,7 @@ class GrpcIdentity:
         self._sessions = SessionServiceStub(channel)
         self._links = LinkServiceStub(channel)
         self._workspaces = WorkspaceServiceStub(channel)
+        self._audit = AuditServiceStub(channel)
 
     async def authenticate(self, proof: SessionProof) -> Person:
         """Say who is signed in; see `Identity`."""
@@ -176,6 +179,17 @@ class GrpcIdentity:
         with remote_errors():
             await self._links.Unlink(request, timeout=_SECONDS)
 
+    async def list_people_events(
+        self, grant: Secret[str], event: str, page_token: str
+    ) -> Page[PeopleEvent]:
+        """List what a workspace's people did; see `Identity`."""
+        request = pb.ListAuditEventsRequest(
+            grant=grant.reveal(), event=event, page_token=page_token
+        )
+        with remote_errors():
+            answer = await self._audit.ListAuditEvents(request, timeout=_SECONDS)
+        return Page(tuple(_event(each) for each in answer.events), answer.next_page_token)
+
 
 def _session(proof: SessionProof) -> pb.BrowserSession:
     return pb.BrowserSession(cookie=proof.cookie.reveal(), client_address=proof.client_address)
@@ -214,6 +228,33 @@ def _mapping(message: pb.UserMapping) -> UserMapping:
         user_email=message.user_email,
         linked_at=_instant(message.linked_at),
         last_used_at=_instant(message.last_used_at) if message.HasField("last_used_at") else None,
+    )
+
+
+def _event(message: pb.AuditEvent) -> PeopleEvent:
+    return PeopleEvent(
+        number=message.number,
+        at=_instant(message.at),
+        event=message.event,
+        outcome=message.outcome,
+        count=message.count,
+        caller=message.caller,
+        rpc=message.rpc,
+        request_id=message.request_id,
+        grant_id=message.grant_id,
+        actor_id=message.actor_id,
+        actor_name=message.actor_name,
+        workspace_id=message.workspace_id,
+        slack_enterprise_id=message.slack_enterprise_id,
+        slack_team_id=message.slack_team_id,
+        slack_user_id=message.slack_user_id,
+        user_id=message.user_id,
+        user_name=message.user_name,
+        token_id=message.token_id,
+        purpose=message.purpose,
+        project_id=message.project_id,
+        agent_id=message.agent_id,
+        channel_id=message.channel_id,
     )
 
 

@@ -16,6 +16,7 @@ from interlock_gateway.edge.ports import (
     Health,
     Identity,
     Page,
+    PeopleEvent,
     SessionProof,
     UserMapping,
     Vault,
@@ -29,6 +30,7 @@ _ID = re.compile(r"[A-Za-z0-9_.~-]{1,256}", re.ASCII)
 _PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~=:-]{0,256}", re.ASCII)
 # Ids of the platform: shown, compared and sent on, so nothing invisible and no path.
 _PLATFORM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,255}", re.ASCII)
+_EVENT = re.compile(r"([a-z]{1,30}\.[a-z_]{1,30})?", re.ASCII)
 _CHANNEL = re.compile(r"[CDG][A-Z0-9]{2,20}", re.ASCII)
 # The most that identity gives at once.
 _EXPORT_PAGE = 200
@@ -56,6 +58,13 @@ class InvalidPageToken(ServiceError):
 
     kind = Kind.INVALID
     reason = "INVALID_PAGE_TOKEN"
+
+
+class MalformedEvent(ServiceError):
+    """Events have no such name."""
+
+    kind = Kind.INVALID
+    reason = "MALFORMED_EVENT"
 
 
 class MalformedAgentDefault(ServiceError):
@@ -163,6 +172,30 @@ class Administering:
             proof, workspace_id, AdminPurpose.AUDIT
         )
         return workspace, await self._vault.list_audit_events(grant, token)
+
+    async def read_people_audit(
+        self, proof: SessionProof, workspace_id: str, event: str, page_token: str
+    ) -> tuple[Workspace, Page[PeopleEvent]]:
+        """Read a part of identity's record of a workspace, newest first.
+
+        Args:
+            proof: Of an administrator.
+            workspace_id: The workspace.
+            event: Only this event, such as `call.refused`; "" for all.
+            page_token: Of the part before; "" for the newest.
+
+        Raises:
+            InvalidPageToken: The token is not of our form.
+            MalformedEvent: The event is not of the form that events have.
+        """
+        _require_workspace_id(workspace_id)
+        if not _EVENT.fullmatch(event):
+            raise MalformedEvent
+        token = _page_token(page_token)
+        grant, workspace = await self._identity.issue_admin_grant(
+            proof, workspace_id, AdminPurpose.AUDIT
+        )
+        return workspace, await self._identity.list_people_events(grant, event, token)
 
     async def list_defaults(
         self, proof: SessionProof, workspace_id: str

@@ -16,7 +16,14 @@ from interlock_gateway.edge.browser import Browser
 from interlock_gateway.edge.http import read_json
 from interlock_gateway.edge.openapi import openapi_document
 from interlock_gateway.edge.policy import Action
-from interlock_gateway.edge.ports import AgentDefault, AuditEvent, Channel, UserMapping, Workspace
+from interlock_gateway.edge.ports import (
+    AgentDefault,
+    AuditEvent,
+    Channel,
+    PeopleEvent,
+    UserMapping,
+    Workspace,
+)
 
 # Our largest document has four short members.
 _MAX_BODY_BYTES = 16 * 1024
@@ -54,6 +61,7 @@ class ApiRoutes:
             web.get(one + "/health.json", self._health),
             web.post(one + "/test-message.json", self._test),
             web.get(one + "/audit.json", self._audit),
+            web.get(one + "/audit/people.json", self._people_audit),
         ]
 
     async def _openapi(self, _request: web.Request) -> web.Response:
@@ -148,6 +156,16 @@ class ApiRoutes:
             {"events": [_as_json(each) for each in events.items], "nextPage": events.next_token}
         )
 
+    async def _people_audit(self, request: web.Request) -> web.Response:
+        visit = await self._browser.visit(request, Action.READ_AUDIT)
+        event, page = request.query.get("event", ""), request.query.get("page", "")
+        _, events = await self._administering.read_people_audit(
+            visit.proof, _id(request), event, page
+        )
+        return web.json_response(
+            {"events": [_as_json(each) for each in events.items], "nextPage": events.next_token}
+        )
+
 
 def _id(request: web.Request) -> str:
     return request.match_info["workspace_id"]
@@ -193,7 +211,9 @@ def _agent(default: AgentDefault) -> dict[str, object]:
     }
 
 
-def _as_json(value: Workspace | UserMapping | AuditEvent | Channel) -> dict[str, object]:
+def _as_json(
+    value: Workspace | UserMapping | AuditEvent | PeopleEvent | Channel,
+) -> dict[str, object]:
     """Write a value with the names and instants of JSON."""
     return {
         _camel(name): _instant(each) if isinstance(each, datetime) else each

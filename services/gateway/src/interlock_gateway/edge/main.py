@@ -23,6 +23,7 @@ from interlock_gateway.edge import paths
 from interlock_gateway.edge.administering import Administering
 from interlock_gateway.edge.admission import Admission, Inbox
 from interlock_gateway.edge.api_routes import ApiRoutes
+from interlock_gateway.edge.audit_routes import AuditRoutes
 from interlock_gateway.edge.browser import Browser
 from interlock_gateway.edge.config import EdgeSettings
 from interlock_gateway.edge.connect_routes import ConnectRoutes
@@ -148,6 +149,7 @@ def build_app(
                 browser=browser, administering=administering, public_url=public_url
             ).routes(),
             *workspaces.routes(),
+            *AuditRoutes(browser=browser, pages=pages, administering=administering).routes(),
             *SettingsRoutes(browser=browser, pages=pages, administering=administering).routes(),
             *pages.routes(),
         ],

@@ -1,6 +1,8 @@
 """What the JSON routes take and answer, as an OpenAPI 3.1 document."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from interlock_gateway.edge import paths
@@ -115,6 +117,15 @@ def _paths() -> dict[str, Any]:
                 Action.READ_AUDIT, "The vault's audit log, newest first", "AuditEvents", paged=True
             ),
         },
+        _ONE + "/audit/people.json": {
+            "get": _read(
+                Action.READ_AUDIT,
+                "Links, tokens, grants and refusals, newest first",
+                "PeopleEvents",
+                paged=True,
+                narrowed={"event": "Only this event, such as `user.linked` or `call.refused`"},
+            ),
+        },
     }
 
 
@@ -172,6 +183,12 @@ def _schemas() -> dict[str, Schema]:
             | {"at": _INSTANT}
         ),
         "AuditEvents": _object({"events": _list("AuditEvent"), "nextPage": _TEXT}),
+        "PeopleEvent": _object(
+            dict.fromkeys(_PEOPLE_TEXTS, _TEXT)
+            | dict.fromkeys(("number", "count"), _NUMBER)
+            | {"at": _INSTANT}
+        ),
+        "PeopleEvents": _object({"events": _list("PeopleEvent"), "nextPage": _TEXT}),
     }
 
 
@@ -189,6 +206,27 @@ _AUDIT_TEXTS = (
     "dekSource",
     "requestId",
     "subject",
+)
+_PEOPLE_TEXTS = (
+    "event",
+    "outcome",
+    "caller",
+    "rpc",
+    "requestId",
+    "grantId",
+    "actorId",
+    "actorName",
+    "workspaceId",
+    "slackEnterpriseId",
+    "slackTeamId",
+    "slackUserId",
+    "userId",
+    "userName",
+    "tokenId",
+    "purpose",
+    "projectId",
+    "agentId",
+    "channelId",
 )
 _REFUSALS = {
     "400": "The request is malformed",
@@ -213,17 +251,23 @@ def _parameters(path: str) -> dict[str, Any]:
     return {"parameters": named} if named else {}
 
 
-def _read(action: Action, summary: str, schema: str, *, paged: bool = False) -> dict[str, Any]:
-    page = {
-        "name": "page",
-        "in": "query",
-        "description": "`nextPage` of the page before",
-        "schema": _TEXT,
-    }
+def _read(
+    action: Action,
+    summary: str,
+    schema: str,
+    *,
+    paged: bool = False,
+    narrowed: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    asked = {**narrowed, **({"page": "`nextPage` of the page before"} if paged else {})}
+    query = [
+        {"name": name, "in": "query", "description": description, "schema": _TEXT}
+        for name, description in asked.items()
+    ]
     return {
         "summary": summary,
         "description": _who(action),
-        **({"parameters": [page]} if paged else {}),
+        **({"parameters": query} if query else {}),
         "responses": {"200": _content(summary, _ref(schema))}
         | _refusals("400", "401", "403", "404", "503"),
     }

@@ -37,6 +37,11 @@ def audit(workspace_id: str) -> str:
     return f"{workspace(workspace_id)}/audit"
 
 
+def people_audit(workspace_id: str) -> str:
+    """Return the path of what a workspace's people did."""
+    return f"{audit(workspace_id)}/people"
+
+
 def settings(workspace_id: str) -> str:
     """Return the path of a workspace's settings."""
     return f"{workspace(workspace_id)}/settings"

@@ -238,6 +238,40 @@ class AuditEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PeopleEvent:
+    """One fact of identity's record; the fields are the contract's.
+
+    Attributes:
+        outcome: `ok`, or the reason of a refusal.
+        actor_name: What the account that acted is called now, or ""; untrusted text.
+        user_name: What the account that it happened to is called now, or ""; untrusted text.
+    """
+
+    number: int
+    at: datetime
+    event: str
+    outcome: str
+    count: int
+    caller: str
+    rpc: str
+    request_id: str
+    grant_id: str
+    actor_id: str
+    actor_name: str
+    workspace_id: str
+    slack_enterprise_id: str
+    slack_team_id: str
+    slack_user_id: str
+    user_id: str
+    user_name: str
+    token_id: str
+    purpose: str
+    project_id: str
+    agent_id: str
+    channel_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """Part of a list.
 
@@ -250,7 +284,7 @@ class Page(Generic[T]):
 
 
 class Identity(Protocol):
-    """The identity service. Every method proves the person with the cookie itself.
+    """The identity service. Every method proves the person: with the cookie, or a grant for it.
 
     Every method raises NotSignedIn or a RemoteError; of the latter, `reason` is
     identity's own.
@@ -326,6 +360,20 @@ class Identity(Protocol):
 
     async def unlink(self, proof: SessionProof, mapping_id: str) -> None:
         """Remove a link; reason MAPPING_NOT_FOUND."""
+        ...
+
+    async def list_people_events(
+        self, grant: Secret[str], event: str, page_token: str
+    ) -> Page[PeopleEvent]:
+        """List what a workspace's people did, and what was refused, newest first.
+
+        Args:
+            grant: Of an administrator, for reading.
+            event: Only this event; "" for all.
+            page_token: As of `list_mappings`.
+
+        Reasons WORKSPACE_NOT_FOUND, INVALID_PAGE_TOKEN.
+        """
         ...
 
 

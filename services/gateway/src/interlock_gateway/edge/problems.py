@@ -73,6 +73,11 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             "This page of the list is not there",
             "The address of this part of the list is not valid any more. Start at its beginning.",
         ),
+        "MALFORMED_EVENT": Problem(
+            HTTPStatus.BAD_REQUEST,
+            "There is no such event",
+            "Events have names such as user.linked or call.refused. Start at the whole log.",
+        ),
         # A workspace's settings.
         "AGENT_NOT_FOUND": Problem(
             HTTPStatus.BAD_REQUEST,

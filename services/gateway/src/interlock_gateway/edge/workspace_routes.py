@@ -1,4 +1,4 @@
-"""The dashboard: workspaces, their linked users, and every read of a token."""
+"""The dashboard: workspaces, and their linked users."""
 
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -53,7 +53,6 @@ class WorkspaceRoutes:
             web.get(one + "/users.csv", self._users_csv),
             web.post(one + "/unlink", self._unlink),
             web.post(one + "/uninstall", self._uninstall),
-            web.get(one + "/audit", self._audit),
         ]
 
     async def _home(self, request: web.Request) -> web.Response:
@@ -139,23 +138,6 @@ class WorkspaceRoutes:
         )
         await self._administering.uninstall(visit.proof, workspace_id)
         return _see_other(f"{paths.HOME}?uninstalled=1")
-
-    async def _audit(self, request: web.Request) -> web.Response:
-        visit = await self._browser.visit(request, Action.READ_AUDIT)
-        workspace, events = await self._administering.read_audit(
-            visit.proof, _id(request), request.query.get("page", "")
-        )
-        path = paths.audit(workspace.workspace_id)
-        return self._pages.render(
-            "audit.html",
-            visit.viewer,
-            workspace=workspace,
-            workspace_path=paths.workspace(workspace.workspace_id),
-            events=events.items,
-            next_url=_next_url(path, events),
-            is_first="page" not in request.query,
-            json_url=f"{path}.json" + (f"?{request.query_string}" if request.query_string else ""),
-        )
 
 
 _COLUMNS = (
