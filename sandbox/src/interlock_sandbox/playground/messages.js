@@ -9,10 +9,11 @@ const TONES = 6;
 // Nearer than this to the end, a list follows what is added to it.
 const NEAR_END_PX = 120;
 
-/** A list of messages; each message is one element, found again by its ts. */
+/** A list of messages in a box that scrolls; each message is one element, found again by its ts. */
 export class MessageList {
   constructor(element, render) {
     this.element = element;
+    this.box = element.parentElement;
     this.render = render;
     this.rows = new Map();
   }
@@ -59,11 +60,11 @@ export class MessageList {
   }
 
   toEnd() {
-    this.element.scrollTop = this.element.scrollHeight;
+    this.box.scrollTop = this.box.scrollHeight;
   }
 
   isNearEnd() {
-    const { scrollHeight, scrollTop, clientHeight } = this.element;
+    const { scrollHeight, scrollTop, clientHeight } = this.box;
     return scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
   }
 

@@ -132,6 +132,7 @@ class Playground {
   openThread(ts, { focus = false } = {}) {
     this.here.thread = ts;
     $("thread").hidden = false;
+    $("skip").href = "#thread-text";
     $("panes").classList.add("with-thread");
     this.drawThread();
     this.drawStatuses();
@@ -148,6 +149,7 @@ class Playground {
     const root = this.here.thread;
     this.here.thread = "";
     $("thread").hidden = true;
+    $("skip").href = "#main-text";
     $("panes").classList.remove("with-thread");
     if (focus) {
       this.room.rows.get(root)?.node.focus();
