@@ -1,72 +1,24 @@
 """The command `interlock run`: what it promises about ports, data, signals and processes."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from tests.support.processes import is_alive
+from tests.support.run_command import environ, processes_on, started, wait_until_ready
 
 ROOT = Path(__file__).parents[2]
-READY = "Ready: "
 CTRL_C = "\x03"
 # The promises of the README.
 START_BUDGET_S = 10
 STOP_BUDGET_S = 10
-
-
-@contextmanager
-def _started(data_dir: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command until it is ready; yields it and the URL that it printed."""
-    # In a folder that is not the repository's: nothing depends on where it is started.
-    with subprocess.Popen(
-        [sys.executable, "-m", "interlock_cli", "run", f"--data-dir={data_dir}", f"--port={port}"],
-        cwd=data_dir.parent,
-        env=_environ(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as product:
-        try:
-            yield product, _wait_until_ready(product)
-        finally:
-            product.kill()
-
-
-def _environ() -> dict[str, str]:
-    """Return our environment without what make adds to it for a make inside it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-
-
-def _wait_until_ready(product: subprocess.Popen[str]) -> str:
-    assert product.stdout
-    shown = []
-    for line in product.stdout:
-        shown.append(line)
-        if line.startswith(READY):
-            return line.removeprefix(READY).strip()
-    raise AssertionError("not ready; it said:\n" + "".join(shown))
-
-
-def _processes_on(data_dir: Path) -> list[psutil.Process]:
-    """Find living processes that have to do with a data folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ", "status", "pid"]):
-        known = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
-        is_ours = any(str(data_dir) in each for each in known)
-        if is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
 
 
 def _get(url: str) -> int:
@@ -74,13 +26,13 @@ def _get(url: str) -> int:
         return int(response.status)
 
 
-def test_taken_port_is_said_and_nothing_is_started(tmp_path: Path) -> None:
+def test_taken_port_is_said_and_nothing_isstarted(tmp_path: Path) -> None:
     """A port in use ends the start with exit code 1 and a line that names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "interlock_cli", "run", f"--data-dir={tmp_path / 'data'}"],
-            env=_environ() | {"INTERLOCK_PORT": str(port)},
+            env=environ() | {"INTERLOCK_PORT": str(port)},
             capture_output=True,
             text=True,
             check=False,
@@ -94,7 +46,7 @@ def test_taken_port_is_said_and_nothing_is_started(tmp_path: Path) -> None:
 def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_data(tmp_path: Path) -> None:
     """Ctrl-C: exit 0 within 10 s, no process left. The second start is quick and finds all."""
     data = tmp_path / "data"
-    with _started(data) as (product, url):
+    with started(data) as (product, url):
         assert _get(url + "/") == 200
         ports = json.loads((data / "ports.json").read_text())
         _invite_a_message(ports["slack"])
@@ -102,10 +54,10 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_data(tmp_path: Pat
         product.send_signal(signal.SIGINT)
         assert product.wait(STOP_BUDGET_S) == 0
         assert time.monotonic() - began < STOP_BUDGET_S
-    assert _processes_on(data) == []
+    assert processes_on(data) == []
     keys = {path.name: path.read_text() for path in (data / "keys").glob("*.json")}
     began = time.monotonic()
-    with _started(data):
+    with started(data):
         assert time.monotonic() - began < START_BUDGET_S
         assert json.loads((data / "ports.json").read_text()) == ports
         assert "kept over a restart" in _messages(ports["slack"])
@@ -119,18 +71,18 @@ def test_ctrl_c_in_a_terminal_ends_make_run_without_an_error(tmp_path: Path) -> 
         # A terminal of its own; it passes on what is typed, and make's exit code.
         ["script", "--quiet", "--return", "--flush", "--command", "make run", "/dev/null"],
         cwd=ROOT,
-        env=_environ() | {"INTERLOCK_DATA_DIR": str(data), "INTERLOCK_PORT": "0"},
+        env=environ() | {"INTERLOCK_DATA_DIR": str(data), "INTERLOCK_PORT": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as terminal:
-        _wait_until_ready(terminal)
+        wait_until_ready(terminal)
         assert terminal.stdin
         terminal.stdin.write(CTRL_C)
         terminal.stdin.flush()
         assert terminal.wait(STOP_BUDGET_S) == 0
-    assert _processes_on(data) == []
+    assert processes_on(data) == []
 
 
 def test_interrupt_or_kill_of_make_alone_ends_everything(tmp_path: Path) -> None:
@@ -140,45 +92,43 @@ def test_interrupt_or_kill_of_make_alone_ends_everything(tmp_path: Path) -> None
         with subprocess.Popen(
             ["make", "run"],
             cwd=ROOT,
-            env=_environ() | {"INTERLOCK_DATA_DIR": str(data), "INTERLOCK_PORT": "0"},
+            env=environ() | {"INTERLOCK_DATA_DIR": str(data), "INTERLOCK_PORT": "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as make:
-            _wait_until_ready(make)
+            wait_until_ready(make)
             make.send_signal(number)
-            _, alive = psutil.wait_procs(_processes_on(data), timeout=STOP_BUDGET_S)
+            _, alive = psutil.wait_procs(processes_on(data), timeout=STOP_BUDGET_S)
             assert not any(map(is_alive, alive))
 
 
 def test_killed_launcher_leaves_no_orphan(tmp_path: Path) -> None:
     """Kill -9 of the launcher ends every process; the next start works at once."""
     data = tmp_path / "data"
-    with _started(data) as (product, _):
-        assert len(_processes_on(data)) > 6
+    with started(data) as (product, _):
+        assert len(processes_on(data)) > 6
         product.kill()
         product.wait()
-        _, alive = psutil.wait_procs(_processes_on(data), timeout=STOP_BUDGET_S)
+        _, alive = psutil.wait_procs(processes_on(data), timeout=STOP_BUDGET_S)
         assert not any(map(is_alive, alive))
-    with _started(data) as (_, url):
+    with started(data) as (_, url):
         assert _get(url + "/") == 200
 
 
 def test_dead_service_ends_the_run_with_its_last_words(tmp_path: Path) -> None:
     """A service that ends by itself is named with its log, and the run ends with exit code 1."""
     data = tmp_path / "data"
-    with _started(data) as (product, _):
-        [vault] = [
-            each for each in _processes_on(data) if "interlock_token_vault" in each.cmdline()
-        ]
+    with started(data) as (product, _):
+        [vault] = [each for each in processes_on(data) if "interlock_token_vault" in each.cmdline()]
         vault.kill()
         assert product.stdout
         said = product.stdout.read()
         assert product.wait(STOP_BUDGET_S) == 1
     assert "interlock: token-vault was killed by signal 9" in said
     assert "process_started" in said
-    assert _processes_on(data) == []
+    assert processes_on(data) == []
 
 
 def _invite_a_message(port: int) -> None:
