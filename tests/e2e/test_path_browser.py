@@ -163,6 +163,9 @@ async def _inspect(ada: _Visitor) -> None:
     await page.get_by_role("link", name="Audit log").click()
     await ada.sees("token.read", "gateway-worker")
     await _picture(page, "12-audit")
+    await page.get_by_role("link", name="People").click()
+    await ada.sees("user.linked", MIA.name, "token.issued")
+    await _picture(page, "13-audit-people")
 
 
 async def test_whole_path_by_mouse_and_keyboard(browser: Browser, running: Running) -> None:
