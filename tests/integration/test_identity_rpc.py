@@ -496,8 +496,16 @@ async def test_an_unknown_field_is_refused(house: House) -> None:
 
 
 async def test_strangers_get_neither_code_nor_token(house: House) -> None:
-    """Guests and users of connected workspaces are named as such to the worker."""
+    """Guests and users of connected workspaces are named as such to the worker, and recorded."""
     await house.claim()
+    subjects = house.subjects()
+    mention = pb.ResolveUserRequest(grant=house.event_grant(is_stranger=True))
+    assert await _outcome(subjects.ResolveUser(mention, timeout=TIMEOUT_S)) == "SLACK_STRANGER"
+    unlinked = pb.ResolveUserRequest(grant=house.event_grant())
+    assert await _outcome(subjects.ResolveUser(unlinked, timeout=TIMEOUT_S)) == "USER_NOT_LINKED"
+    refused = pb.ListAuditEventsRequest(event="call.refused")
+    [only] = (await house.audit().ListAuditEvents(refused, timeout=TIMEOUT_S)).events
+    assert (only.outcome, only.tenant_id) == ("SLACK_STRANGER", "northwind")
     for changes in ({"is_stranger": True}, {"slack_user_team_id": "T0ELSEWHERE"}):
         async with _refused(Kind.FORBIDDEN, "SLACK_STRANGER"):
             await house.code(**changes)

@@ -110,13 +110,21 @@ class AuditTrail:
         self._windows: dict[tuple[str, ...], _Window] = {}
 
     @asynccontextmanager
-    async def attempt(self, origin: Origin) -> AsyncIterator[Attempt]:
-        """Record the block's refusal, if it raises one, before it gets out."""
+    async def attempt(
+        self, origin: Origin, answer: type[ServiceError] | None = None
+    ) -> AsyncIterator[Attempt]:
+        """Record the block's refusal, if it raises one, before it gets out.
+
+        Args:
+            origin: Who called.
+            answer: What is no refusal here, but what the call asks about.
+        """
         attempt = Attempt(origin)
         try:
             yield attempt
         except ServiceError as error:
-            if error.kind in _REFUSALS:
+            is_answer = answer is not None and isinstance(error, answer)
+            if error.kind in _REFUSALS and not is_answer:
                 await self.note(attempt.refused(error.reason))
             raise
 

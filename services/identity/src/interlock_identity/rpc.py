@@ -21,7 +21,7 @@ from interlock.identity.v1 import identity_pb2 as pb
 from interlock.identity.v1 import identity_pb2_grpc as services
 from interlock_chassis.callers import CallerTable
 from interlock_chassis.clock import Clock
-from interlock_chassis.errors import InvalidArgument
+from interlock_chassis.errors import InvalidArgument, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_chassis.server import Refused, RpcServer, current_call
 from interlock_identity.auditing import Attempt, AuditTrail
@@ -43,7 +43,7 @@ from interlock_identity.domain.workspaces import (
     WorkspaceId,
     WorkspaceKey,
 )
-from interlock_identity.issuing import Errand, Issuing
+from interlock_identity.issuing import Errand, Issuing, UserNotLinked
 from interlock_identity.linking import Linking
 from interlock_identity.noticing import Noticing
 from interlock_identity.offboarding import Offboarding
@@ -172,9 +172,11 @@ class _Door:
         self._keys = grant_public_keys
         self._clock = clock
 
-    def attempt(self) -> AbstractAsyncContextManager[Attempt]:
-        """Begin a call whose refusal is recorded."""
-        return self._trail.attempt(_origin())
+    def attempt(
+        self, answer: type[ServiceError] | None = None
+    ) -> AbstractAsyncContextManager[Attempt]:
+        """Begin a call whose refusal is recorded; see `AuditTrail`."""
+        return self._trail.attempt(_origin(), answer)
 
     async def session(self, shown: pb.BrowserSession) -> Session:
         """Ask the auth server who is signed in."""
@@ -461,8 +463,9 @@ class SubjectRpc(services.SubjectServiceServicer):
         self, request: pb.ResolveUserRequest, context: _Context
     ) -> pb.ResolveUserResponse:
         """Say whether the grant's Slack user is linked."""
-        grant = self._door.event_or_admin(request.grant)
-        mapping = await self._issuing.resolve_user(requester_of(grant))
+        async with self._door.attempt(answer=UserNotLinked) as attempt:
+            grant = attempt.shows_grant(self._door.event_or_admin(request.grant))
+            mapping = await self._issuing.resolve_user(requester_of(grant))
         return pb.ResolveUserResponse(user_name=mapping.person.name)
 
     async def IssueUserToken(
@@ -486,8 +489,9 @@ class SubjectRpc(services.SubjectServiceServicer):
         self, request: pb.ResolveAgentRequest, context: _Context
     ) -> pb.ResolveAgentResponse:
         """Say which agent answers where nobody chose one."""
-        grant = self._door.event_or_admin(request.grant)
-        resolved = await self._issuing.resolve_agent(requester_of(grant), request.channel_id)
+        async with self._door.attempt() as attempt:
+            grant = attempt.shows_grant(self._door.event_or_admin(request.grant))
+            resolved = await self._issuing.resolve_agent(requester_of(grant), request.channel_id)
         agent = resolved.agent or Agent("", "")
         return pb.ResolveAgentResponse(
             project_id=agent.project_id,

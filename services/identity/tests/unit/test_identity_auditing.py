@@ -129,6 +129,15 @@ async def test_what_is_no_decision_is_no_refusal(house: _House, error: ServiceEr
     assert house.log.events == []
 
 
+async def test_what_a_call_asks_about_is_no_refusal(house: _House) -> None:
+    """Whether somebody is linked may be answered with no; anything else is still a refusal."""
+    for error in (UserNotLinked(), NoLongerAMember()):
+        with pytest.raises(type(error)):
+            async with house.trail.attempt(ORIGIN, answer=UserNotLinked):
+                raise error
+    assert [each.outcome for each in house.log.events] == ["NO_LONGER_A_MEMBER"]
+
+
 async def test_a_flood_of_like_refusals_ends_in_two_records(house: _House) -> None:
     """The first is recorded at once; the rest of its second are counted."""
     for _ in range(1000):
