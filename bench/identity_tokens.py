@@ -250,6 +250,8 @@ async def _redeem(databases: ScratchDatabases) -> Mapping[str, float]:
 async def _code_database(databases: ScratchDatabases, size: int) -> DatabaseUrls:
     urls = await databases.database(DATABASE)
     owner = await asyncpg.connect(urls.owner.reveal())
+    # A million rows with all their keys and checks take minutes on a busy machine.
+    print(f"redeem_flat_1e3_1e6: making {size} links and link codes", file=sys.stderr, flush=True)
     try:
         await owner.execute(_BEGIN)
         for statement in filter(str.strip, _LINK.split(";")):
