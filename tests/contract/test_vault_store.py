@@ -404,6 +404,89 @@ async def test_a_renewal_of_what_has_changed_is_refused(stage: Stage) -> None:
     assert loaded.installation == held
 
 
+def _users(
+    wrapped: WrappedDek, ref: str, user_id: str, generation: int, slot: TokenSlot = TokenSlot.ACCESS
+) -> SealedToken:
+    token = _token(wrapped, ref, generation)
+    return replace(token, kind=TokenKind.USER, user_id=user_id, slot=slot)
+
+
+async def _renew_with(
+    stage: Stage, grant_id: str, held: Installation, *tokens: SealedToken
+) -> Installation:
+    pending, _ = await stage.pend(grant_id, "f")
+    renewed = replace(pending, id=held.id, generation=held.generation + 1)
+    plan = replace(_plan(grant_id, renewed, tokens, held), pending_id=pending.id)
+    return await stage.installs.activate(plan, [_activated(renewed)])
+
+
+async def test_a_renewal_replaces_the_same_users_tokens_only(stage: Stage) -> None:
+    """What it brings takes the whole place of its like; what others gave stays."""
+    held = await stage.install("one", "a")
+    loaded = await stage.load()
+    assert loaded is not None
+    assert loaded.wrapped is not None
+    wrapped = loaded.wrapped
+    webhook = replace(_token(wrapped, "e", 2), kind=TokenKind.WEBHOOK)
+    first = (
+        _token(wrapped, "b", 2),
+        _users(wrapped, "c", "U0ADA", 2),
+        _users(wrapped, "d", "U0ADA", 2, TokenSlot.REFRESH),
+        webhook,
+    )
+    held = await _renew_with(stage, "two", held, *first)
+    bens = (_token(wrapped, "b", 3), _users(wrapped, "5", "U0BEN", 3))
+    held = await _renew_with(stage, "three", held, *bens)
+    adas = (_token(wrapped, "b", 4), _users(wrapped, "6", "U0ADA", 4))
+    await _renew_with(stage, "four", held, *adas)
+    found = await stage.installs.find_connected(TEAM)
+    assert found is not None
+    assert set(found.tokens) == {*adas, bens[1], webhook}
+    for user_id, token in (("", adas[0]), ("U0ADA", adas[1]), ("U0BEN", bens[1])):
+        loaded = await stage.load(user_id=user_id)
+        assert loaded is not None
+        assert loaded.sealed == token
+
+
+async def test_a_users_generation_only_rises(stage: Stage) -> None:
+    """I6: a refresh that came between a plan and its activation has the plan made again."""
+    held = await stage.install("one", "a")
+    loaded = await stage.load()
+    assert loaded is not None
+    assert loaded.wrapped is not None
+    wrapped = loaded.wrapped
+    ahead = (_token(wrapped, "b", 2), _users(wrapped, "c", "U0ADA", 9))
+    held = await _renew_with(stage, "two", held, *ahead)
+    with pytest.raises(StaleGeneration):
+        await _renew_with(
+            stage, "three", held, _token(wrapped, "b", 3), _users(wrapped, "d", "U0ADA", 9)
+        )
+    found = await stage.installs.find_connected(TEAM)
+    assert found is not None
+    assert set(found.tokens) == set(ahead)
+
+
+async def test_a_pending_install_is_taken_up_with_all_it_brought(stage: Stage) -> None:
+    """The bot's token comes first, whatever came with it."""
+    await stage.start("jti")
+    wrapped, lease = await stage.exchange("jti")
+    installation = _installation(wrapped.installation_id, TEAM, NORTHWIND)
+    tokens = (
+        _token(wrapped, "a"),
+        _users(wrapped, "b", "U0ADA", 1),
+        _users(wrapped, "c", "U0ADA", 1, TokenSlot.REFRESH),
+        replace(_token(wrapped, "d"), kind=TokenKind.WEBHOOK),
+    )
+    await stage.installs.save_pending(
+        "jti", installation, tokens, AuditEvent("install.sealed", ORIGIN)
+    )
+    await stage.installs.release("jti", lease)
+    pending = await stage.installs.take_pending(
+        "jti", uuid4(), AuditEvent("install.resumed", ORIGIN)
+    )
+    assert pending.tokens == tokens
+
+
 async def test_a_replacement_shreds_what_it_replaces(stage: Stage) -> None:
     """When a workspace changes hands nothing of the old installation remains."""
     held = await stage.install("one", "a")

@@ -59,6 +59,18 @@ def _put_credentials(folder: Path) -> None:
         (folder / name).write_text(value)
 
 
+def test_scopes_of_a_persons_token_come_from_a_file_of_their_own(tmp_path: Path) -> None:
+    """A real app's folder may name them; without the file the vault asks for none."""
+    data = DataFolder(tmp_path)
+    _put_credentials(data.folder("slack"))
+    vault = load_settings(SETTINGS["token-vault"], _programs(data)["token-vault"].environ)
+    assert getattr(vault, "slack_user_scopes", None) == ()
+    (data.folder("slack") / "user_scopes").write_text("channels:history,users:read\n")
+    vault = load_settings(SETTINGS["token-vault"], _programs(data)["token-vault"].environ)
+    assert getattr(vault, "slack_user_scopes", None) == ("channels:history", "users:read")
+    data.close()
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_service_accepts_its_settings(tmp_path: Path, name: str) -> None:
     """Each process is told all it must know and nothing that it does not know."""

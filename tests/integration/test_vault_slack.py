@@ -16,6 +16,7 @@ from interlock_token_vault.domain.install import (
     BotIdentity,
     OAuthCodeRefused,
     SlackAnswerUnusable,
+    UserGrant,
 )
 from interlock_token_vault.install_ports import SlackUnavailable, TokenDead
 
@@ -112,7 +113,9 @@ async def test_a_rotated_pair_is_the_bots_and_not_the_users(
             "authed_user": {
                 "id": "U0ADA",
                 "access_token": "xoxe.xoxp-1",
+                "token_type": "user",
                 "refresh_token": "xoxe-1-user",
+                "expires_in": 21600,
             },
         }
     )
@@ -121,6 +124,27 @@ async def test_a_rotated_pair_is_the_bots_and_not_the_users(
     assert answer.refresh_token == Secret("xoxe-1-bot")
     assert answer.expires_in_s == 43200
     assert answer.installed_by == "U0ADA"
+    assert answer.user == UserGrant(
+        "U0ADA", Secret("xoxe.xoxp-1"), "user", Secret("xoxe-1-user"), 21600
+    )
+
+
+async def test_an_answer_without_a_persons_token_has_none(
+    server: Server, slack: SlackOAuth
+) -> None:
+    """Slack names the person also where nothing was asked of them."""
+    server.answer({**GOOD, "authed_user": {"id": "U0ADA"}})
+    answer = await slack.exchange(CODE, REDIRECT)
+    assert (answer.user, answer.webhook_url) == (None, None)
+
+
+async def test_a_webhooks_address_is_a_secret(server: Server, slack: SlackOAuth) -> None:
+    """Whoever knows it can post, so it is read like a token."""
+    url = "https://hooks.slack.com/services/T0TEAM/B0/secret"
+    server.answer({**GOOD, "incoming_webhook": {"channel": "#general", "url": url}})
+    answer = await slack.exchange(CODE, REDIRECT)
+    assert answer.webhook_url == Secret(url)
+    assert "secret" not in repr(answer)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +159,9 @@ async def test_a_rotated_pair_is_the_bots_and_not_the_users(
         {"expires_in": True},
         {"scope": ["chat:write"]},
         {"refresh_token": 7},
+        {"authed_user": []},
+        {"authed_user": {"access_token": "xoxp-1", "expires_in": "43200"}},
+        {"incoming_webhook": {"url": 7}},
     ],
 )
 async def test_a_garbled_answer_still_gives_up_its_token(

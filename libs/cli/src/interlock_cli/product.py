@@ -189,6 +189,7 @@ class _Product:
             "DATABASE_URL_FILE": self._url_file(VAULT_DATABASE, VAULT_ROLE),
             "SLACK_CLIENT_ID": self._slack.client_id,
             "SLACK_CLIENT_SECRET_FILE": self._slack.client_secret_file,
+            "SLACK_USER_SCOPES": self._slack.user_scopes,
             "GRANT_PUBLIC_KEYS_FILE": self._keys.public_grants,
             "KMS": "local",
             "LOCAL_KEYSET_FILE": self._keys.local_kms,

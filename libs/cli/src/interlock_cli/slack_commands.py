@@ -38,6 +38,9 @@ def manifest(
     scopes: Annotated[
         str, typer.Option(help="As the vault's INTERLOCK_SLACK_BOT_SCOPES; comma-separated.")
     ] = ",".join(BOT_SCOPES),
+    user_scopes: Annotated[
+        str, typer.Option(help="As the vault's INTERLOCK_SLACK_USER_SCOPES; comma-separated.")
+    ] = "",
     rotation: Annotated[
         bool, typer.Option(help="Let tokens end after 12 hours. Slack does not let this be undone.")
     ] = True,
@@ -51,6 +54,7 @@ def manifest(
         name=name,
         command=command,
         scopes=[scope for scope in scopes.split(",") if scope],
+        user_scopes=[scope for scope in user_scopes.split(",") if scope],
         is_rotating=rotation,
     )
     typer.echo(json.dumps(document, indent=2))
@@ -63,6 +67,7 @@ def make_manifest(
     name: str,
     command: str,
     scopes: list[str],
+    user_scopes: list[str],
     is_rotating: bool,
 ) -> dict[str, Any]:
     """Describe the app as Slack's manifests do.
@@ -76,6 +81,7 @@ def make_manifest(
         name: Of the app and its bot.
         command: The slash command; `COMMAND-link` links an account at once.
         scopes: Of the bot.
+        user_scopes: Of the token of the person who installs; none by default.
         is_rotating: Whether tokens end after 12 hours.
 
     Source:
@@ -113,7 +119,7 @@ def make_manifest(
         },
         "oauth_config": {
             "redirect_urls": [browser_url + paths.INSTALL_CALLBACK],
-            "scopes": {"bot": scopes},
+            "scopes": {"bot": scopes} | ({"user": user_scopes} if user_scopes else {}),
         },
         "settings": {
             "event_subscriptions": {

@@ -21,12 +21,15 @@ class SlackCredentials:
         client_id: As Slack's page *Basic Information* shows it.
         client_secret_file: Holds the client secret.
         signing_secret_file: Holds the signing secret.
+        user_scopes: What to ask of whoever installs, as INTERLOCK_SLACK_USER_SCOPES;
+            from the file `user_scopes`, which need not be there.
     """
 
     app_id: str
     client_id: str
     client_secret_file: Path
     signing_secret_file: Path
+    user_scopes: str = ""
 
 
 def find_credentials(folder: Path) -> SlackCredentials | None:
@@ -45,9 +48,11 @@ def find_credentials(folder: Path) -> SlackCredentials | None:
         name: Secret.from_file(folder / name, variable=str(folder / name)).reveal()
         for name in ("app_id", "client_id")
     }
+    scopes = folder / "user_scopes"
     return SlackCredentials(
         app_id=texts["app_id"],
         client_id=texts["client_id"],
         client_secret_file=folder / "client_secret",
         signing_secret_file=folder / "signing_secret",
+        user_scopes=scopes.read_text().strip() if scopes.is_file() else "",
     )

@@ -67,6 +67,16 @@ def test_the_scopes_are_those_the_vault_asks_for() -> None:
     assert own["oauth_config"]["scopes"]["bot"] == ["chat:write", "commands"]
 
 
+def test_scopes_of_a_persons_token_are_there_only_if_asked_for() -> None:
+    """Without them Slack gives nobody's own token to the app."""
+    assert "user" not in _manifest()["oauth_config"]["scopes"]
+    asked = _manifest("--user-scopes", "channels:history,users:read")
+    assert asked["oauth_config"]["scopes"] == {
+        "bot": list(BOT_SCOPES),
+        "user": ["channels:history", "users:read"],
+    }
+
+
 @pytest.mark.parametrize("event", sorted(SAMPLES))
 def test_every_subscribed_event_is_taken(event: str) -> None:
     """An event that Slack is asked to send is acted upon."""

@@ -458,6 +458,7 @@ def build_server(
         app=SlackApp(
             client_id=client_id,
             bot_scopes=settings.slack_bot_scopes,
+            user_scopes=settings.slack_user_scopes,
             consent_page=str(settings.slack_url / "oauth/v2/authorize"),
         ),
         environment=settings.environment.value,

@@ -90,6 +90,10 @@ class VaultSettings(ServiceSettings):
     slack_bot_scopes: CommaList = BOT_SCOPES
     """Scopes asked for at an install, all of them needed; comma-separated."""
 
+    slack_user_scopes: CommaList = ()
+    """Scopes asked of the person who installs from Slack, all of them needed; comma-separated.
+    None, and no token of a person's is taken."""
+
     grant_public_keys_file: DocumentFile
     """Keyset file with the public grant keys of edge and identity."""
 

@@ -62,16 +62,26 @@ class SlackApp:
     Attributes:
         consent_page: Slack's page where a person allows the app.
         bot_scopes: What the app asks for, all of it needed.
+        user_scopes: What it asks of the person who installs, all of it needed; none
+            for no token of a person's.
     """
 
     client_id: ClientId
     bot_scopes: tuple[str, ...]
     consent_page: str
+    user_scopes: tuple[str, ...] = ()
+
+    @property
+    def wants_webhook(self) -> bool:
+        """Whether it asks for an incoming webhook."""
+        return "incoming-webhook" in self.bot_scopes
 
     @property
     def authorize_url(self) -> str:
         """The consent page for this app; the caller appends state and redirect_uri."""
         asked = {"client_id": self.client_id, "scope": ",".join(self.bot_scopes)}
+        if self.user_scopes:
+            asked["user_scope"] = ",".join(self.user_scopes)
         return f"{self.consent_page}?{urlencode(asked, safe=',')}"
 
 
@@ -124,7 +134,8 @@ class Activation:
     Attributes:
         pending_id: The pending installation; it goes, unless it is the target.
         target: The installation as it will be.
-        tokens: What the target holds from now on.
+        tokens: What the target holds from now on, in the place of what it held of the
+            bot, of the same user, and of the webhook; what it holds of others stays.
         replaced: The active installation of the same key, as it was when this
             was planned; the same id as the target's in a reinstall.
     """
@@ -326,7 +337,7 @@ class InstallStore(Protocol):
 
         Raises:
             StaleGeneration: What was to be replaced is not there as it was, or
-                something is there where nothing was.
+                something is there where nothing was, or the user's token is as new.
             InstallInProgress: The attempt is not pending any more.
         """
         ...

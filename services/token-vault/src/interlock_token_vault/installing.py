@@ -52,7 +52,6 @@ from interlock_token_vault.domain.install import (
 )
 from interlock_token_vault.domain.installation import (
     ClientId,
-    DekId,
     Installation,
     InstallationId,
     InstallationKey,
@@ -78,7 +77,14 @@ from interlock_token_vault.install_ports import (
     TokenRotates,
 )
 from interlock_token_vault.rotation_ports import SpoolFull
-from interlock_token_vault.vault import DatabaseUnavailable, DataKey, KekDisabled, Keys, Loaded
+from interlock_token_vault.vault import (
+    DatabaseUnavailable,
+    DataKey,
+    Held,
+    KekDisabled,
+    Keys,
+    Loaded,
+)
 from interlock_tokens.grants import IMPORT_STATE
 
 # A token that Slack gave out must be written down: about 8 s of trying fit
@@ -90,6 +96,8 @@ _OTHERS_PAUSES = tuple(timedelta(seconds=pause) for pause in (0.1, 0.2, 0.4, 0.8
 # upon; a third look at a still moving target is for the next sweep.
 _PLANS = 3
 _SWEEP_BATCH = 100
+# What the audit log calls what came with a bot's token.
+_BROUGHT = {TokenKind.USER: "user_token", TokenKind.WEBHOOK: "webhook"}
 
 _log = structlog.get_logger()
 
@@ -99,14 +107,26 @@ _FINAL = (OAuthCodeRefused, SlackAnswerUnusable, ScopesMissing, WorkspaceTaken, 
 
 
 @dataclass(frozen=True, slots=True)
+class _UserCredential:
+    """The tokens of the person who installed, in the open."""
+
+    user_id: str
+    token: Secret[str]
+    refresh_token: Secret[str] | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Credential:
-    """A bot's tokens, in the open, between Slack and the envelope."""
+    """A bot's tokens, and what came with them, in the open, between Slack and the envelope."""
 
     token: Secret[str]
     refresh_token: Secret[str] | None
     expires_at: datetime | None
     connection: ConnectionRef | None = None
     """Where the token is kept, if not here."""
+    user: _UserCredential | None = None
+    webhook_url: Secret[str] | None = None
 
 
 # Gets what an install is made of, at Slack or where a connection is kept.
@@ -355,10 +375,8 @@ class Installing:
         sealed = connection_of(held.tokens) if held else None
         if held is None or sealed is None or held.installation.tenant_id != tenant_id:
             return None
-        data_key = self._keys.take(held.wrapped, self._key_context(held.installation.id))
-        place = self._place(held.installation, sealed.slot, sealed.dek_id)
         try:
-            return ConnectionRef.of_sealed(await data_key.open(sealed, place))
+            return ConnectionRef.of_sealed(await self._open_held(held, sealed))
         except (CannotOpen, KekDisabled):
             return None
 
@@ -478,29 +496,46 @@ class Installing:
                 ),
             )
             facts, connection = await obtain(attempt, origin)
-            credential = _Credential(
-                facts.token,
-                facts.refresh_token,
-                at + facts.life if facts.life else None,
-                connection,
-            )
+            credential = self._credential_of(facts, at, connection)
             installation = _pending_installation(installation_id, attempt, facts)
             tokens = await self._seal(data_key, wrapped, installation, credential)
             pending = PendingInstall(attempt, installation, tokens, wrapped)
             await self._save(pending, origin, credential)
+            if facts.user is not None and credential.user is None:
+                # Whoever installed asked for it by hand.
+                await self._revoke_unsaved(facts.user.token, origin)
             return await self._finish(pending, origin, credential)
+
+    def _credential_of(
+        self, facts: BotFacts, at: datetime, connection: ConnectionRef | None
+    ) -> _Credential:
+        """Take of an answer what the app asked for."""
+        user = None
+        if facts.user is not None and self._app.user_scopes:
+            given = facts.user
+            ends = at + given.life if given.life else None
+            user = _UserCredential(given.user_id, given.token, given.refresh_token, ends)
+        return _Credential(
+            facts.token,
+            facts.refresh_token,
+            at + facts.life if facts.life else None,
+            connection,
+            user,
+            facts.webhook_url if self._app.wants_webhook else None,
+        )
 
     async def _ask_for_facts(
         self, attempt: InstallAttempt, origin: Origin, code: Secret[str], redirect_uri: str
     ) -> BotFacts:
         """Exchange the code; an answer of no use ends the attempt."""
-        token: Secret[str] | None = None
+        tokens: list[Secret[str]] = []
         try:
             answer = await self._slack.exchange(code, redirect_uri)
-            token = answer.bot_token
+            tokens += [answer.bot_token] if answer.bot_token else []
+            tokens += [answer.user.token] if answer.user else []
             return read_facts(answer, self._app.client_id)
         except (OAuthCodeRefused, SlackAnswerUnusable) as refusal:
-            if token is not None:
+            for token in tokens:
                 await self._revoke_unsaved(token, origin)
             await self._store.drop(
                 attempt.grant_id,
@@ -543,7 +578,8 @@ class Installing:
                 await self._sleep(pause.total_seconds())
             except InstallInProgress:
                 # Given up for lost by another call; ours must not live on unrecorded.
-                await self._revoke_unsaved(credential.token, origin)
+                for token in _tokens_in(credential):
+                    await self._revoke_unsaved(token, origin)
                 await self._forget_beside(pending.attempt.grant_id)
                 raise
             else:
@@ -612,6 +648,7 @@ class Installing:
         try:
             extra = require_scopes(installation.bot_scopes, self._app.bot_scopes)
             await self._require_living(installation, credential.token)
+            extra += await self._require_user(pending, credential)
             return await self._claim(pending, origin, credential, extra)
         except _FINAL as refusal:
             try:
@@ -627,6 +664,25 @@ class Installing:
         except TokenDead:
             raise SlackAnswerUnusable from None
         require_same_bot(identity, installation.key, installation.bot_user_id)
+
+    async def _require_user(
+        self, pending: PendingInstall, credential: _Credential
+    ) -> tuple[str, ...]:
+        """Judge the token of the person who installed; none is asked of who installs otherwise.
+
+        Returns:
+            The scopes granted beyond those asked for.
+        """
+        attempt, asked, user = pending.attempt, self._app.user_scopes, credential.user
+        if user is None:
+            is_asked = attempt.source == "direct" and attempt.state_sha256 != IMPORT_STATE
+            return require_scopes((), asked if is_asked else ())
+        try:
+            identity = await self._slack.test(user.token)
+        except TokenDead:
+            raise SlackAnswerUnusable from None
+        require_same_bot(identity, pending.installation.key, user.user_id)
+        return require_scopes(identity.scopes, asked)
 
     async def _claim(
         self,
@@ -646,6 +702,7 @@ class Installing:
                 grant, plan.target.id, key, pending.installation.name, credential.connection
             )
             plan = replace(plan, is_reinstall=plan.is_reinstall or was_claimed)
+            await self._end_users_of(plan, origin)
             try:
                 active = await self._store.activate(plan, _activation_events(plan, origin))
             except StaleGeneration:
@@ -717,11 +774,22 @@ class Installing:
         renewed = replace(
             fresh, id=held.installation.id, generation=held.installation.generation + 1
         )
+        whole = await self._store.find_connected(fresh.key)
+        user_generation = max(
+            renewed.generation,
+            *(
+                each.generation + 1
+                for each in (whole.tokens if whole else ())
+                if credential.user and each.user_id == credential.user.user_id
+            ),
+            1,
+        )
         data_key = self._keys.take(held.wrapped, self._key_context(renewed.id))
         try:
-            return renewed, await self._seal(data_key, held.wrapped, renewed, credential)
+            tokens = await self._seal(data_key, held.wrapped, renewed, credential, user_generation)
         except (CannotOpen, KekDisabled):
             return None
+        return renewed, tokens
 
     async def _drop(
         self,
@@ -738,9 +806,9 @@ class Installing:
         installation = pending.installation
         # What an operator moves in was somebody's before, and stays that.
         is_import = pending.attempt.state_sha256 == IMPORT_STATE
-        revoked = not is_import and await self._revoke_unless_stored(
-            credential.token, origin, installation
-        )
+        revoked = False
+        for token in () if is_import else _tokens_in(credential):
+            revoked |= await self._revoke_unless_stored(token, origin, installation)
         if credential.connection is not None and not is_import:
             # It would keep a token alive that nothing here knows of.
             await self._nango().delete(credential.connection)
@@ -749,7 +817,8 @@ class Installing:
             pending.attempt.grant_id, refusal.reason, [replace(event, outcome=refusal.reason)]
         )
         if revoked and isinstance(refusal, WorkspaceTaken):
-            await self._probe(installation.key, origin)
+            user_id = credential.user.user_id if credential.user else ""
+            await self._probe(installation.key, user_id, origin)
 
     async def _revoke_unless_stored(
         self, token: Secret[str], origin: Origin, pending: Installation | None
@@ -771,23 +840,43 @@ class Installing:
         except ServiceError as error:
             _log.error("unwanted_token_not_revoked", reason=error.reason)
 
-    async def _probe(self, key: InstallationKey, origin: Origin) -> None:
-        """Ask Slack whether the rightful tenant's token outlived a revocation."""
-        held = await self._store.find_active(key)
-        if held is None or held.sealed is None or held.wrapped is None:
+    async def _probe(self, key: InstallationKey, user_id: str, origin: Origin) -> None:
+        """Ask Slack whether the rightful tenant's tokens outlived a revocation of their like."""
+        held = await self._store.find_connected(key)
+        for sealed in held.tokens if held else ():
+            is_like = sealed.kind is TokenKind.BOT or sealed.user_id == (user_id or None)
+            if held is None or not is_like or sealed.slot is not TokenSlot.ACCESS:
+                continue
+            event = _event("token.probed", origin, held.installation, sealed)
+            await self._store.record([event])
+            try:
+                await self._slack.test(await self._open_held(held, sealed))
+            except TokenDead as dead:
+                _log.error("stored_token_found_dead", installation_id=str(held.installation.id))
+                await self._store.record(
+                    [replace(event, action="token.found_dead", outcome=dead.reason)]
+                )
+
+    async def _end_users_of(self, plan: Activation, origin: Origin) -> None:
+        """End the users' tokens of an installation that is about to go: no record will name them.
+
+        The bot's is the new installation's own, or ends with it.
+        """
+        if plan.replaced is None or plan.replaced.id == plan.target.id:
             return
-        event = _event("token.probed", origin, held.installation, held.sealed)
-        await self._store.record([event])
-        data_key = self._keys.take(held.wrapped, self._key_context(held.installation.id))
-        try:
-            place = self._place(held.installation, held.sealed.slot, held.sealed.dek_id)
-            token = await data_key.open(held.sealed, place)
-            await self._slack.test(token)
-        except TokenDead as dead:
-            _log.error("stored_token_found_dead", installation_id=str(held.installation.id))
-            await self._store.record(
-                [replace(event, action="token.found_dead", outcome=dead.reason)]
-            )
+        held = await self._store.find_connected(plan.replaced.key)
+        if held is None or held.installation.id != plan.replaced.id:
+            return
+        brought = {each.ref for each in plan.tokens}
+        for sealed in held.tokens:
+            is_users = sealed.kind is TokenKind.USER and sealed.slot is TokenSlot.ACCESS
+            if not is_users or sealed.ref in brought:
+                continue
+            await self._store.record([_event("token.revoked", origin, held.installation, sealed)])
+            try:
+                await self._slack.revoke(await self._open_held(held, sealed))
+            except (TokenDead, CannotOpen, KekDisabled) as error:
+                _log.info("replaced_token_not_revoked", reason=error.reason)
 
     async def _seal(
         self,
@@ -795,61 +884,97 @@ class Installing:
         wrapped: WrappedDek,
         installation: Installation,
         credential: _Credential,
+        user_generation: int = 1,
     ) -> tuple[SealedToken, ...]:
-        """Seal the access token, and after it the refresh token where there is one.
+        """Seal what came: the bot's access token first, and all else after it.
 
         Of a token that is kept elsewhere only the place is sealed, under the
         token's own fingerprint.
         """
-        if credential.connection is not None:
-            place = self._place(installation, TokenSlot.CONNECTION, wrapped.dek_id)
-            sealed = await data_key.seal(credential.connection.to_seal(), place, None)
-            return (replace(sealed, ref=self._keys.ref(credential.token)),)
-        slots = [(TokenSlot.ACCESS, credential.token, credential.expires_at)]
-        if credential.refresh_token is not None:
-            slots.append((TokenSlot.REFRESH, credential.refresh_token, None))
-        return tuple(
-            [
-                await data_key.seal(
-                    secret, self._place(installation, slot, wrapped.dek_id), expires_at
-                )
-                for slot, secret, expires_at in slots
-            ]
+
+        async def seal(
+            secret: Secret[str] | None, kind: TokenKind, slot: TokenSlot, ends: datetime | None
+        ) -> list[SealedToken]:
+            if secret is None:
+                return []
+            is_users = kind is TokenKind.USER
+            place = TokenContext(
+                environment=self._environment,
+                key=installation.key,
+                installation_id=installation.id,
+                user_id=credential.user.user_id if is_users and credential.user else "",
+                kind=kind,
+                slot=slot,
+                dek_id=wrapped.dek_id,
+                generation=user_generation if is_users else installation.generation,
+            )
+            return [await data_key.seal(secret, place, ends)]
+
+        if (connection := credential.connection) is not None:
+            sealed = await seal(connection.to_seal(), TokenKind.BOT, TokenSlot.CONNECTION, None)
+            return tuple(replace(each, ref=self._keys.ref(credential.token)) for each in sealed)
+        bot, user = credential, credential.user
+        return (
+            *await seal(bot.token, TokenKind.BOT, TokenSlot.ACCESS, bot.expires_at),
+            *await seal(bot.refresh_token, TokenKind.BOT, TokenSlot.REFRESH, None),
+            *(
+                await seal(user.token, TokenKind.USER, TokenSlot.ACCESS, user.expires_at)
+                if user
+                else ()
+            ),
+            *(
+                await seal(user.refresh_token, TokenKind.USER, TokenSlot.REFRESH, None)
+                if user
+                else ()
+            ),
+            *await seal(bot.webhook_url, TokenKind.WEBHOOK, TokenSlot.ACCESS, None),
         )
 
     async def _open(self, pending: PendingInstall) -> _Credential:
-        data_key = self._keys.take(pending.wrapped, self._key_context(pending.installation.id))
-        by_slot = {
-            sealed.slot: await data_key.open(
-                sealed, self._place(pending.installation, sealed.slot, sealed.dek_id)
-            )
+        held = Held(pending.installation, pending.tokens, pending.wrapped)
+        opened = {
+            (sealed.kind, sealed.slot): (await self._open_held(held, sealed), sealed)
             for sealed in pending.tokens
         }
-        if TokenSlot.CONNECTION in by_slot:
-            ref = ConnectionRef.of_sealed(by_slot[TokenSlot.CONNECTION])
+
+        def secret(kind: TokenKind, slot: TokenSlot) -> Secret[str] | None:
+            return opened[kind, slot][0] if (kind, slot) in opened else None
+
+        if (place := secret(TokenKind.BOT, TokenSlot.CONNECTION)) is not None:
+            ref = ConnectionRef.of_sealed(place)
             fetched = await self._nango().fetch(ref)
             return _Credential(fetched.token, None, None, ref)
-        expiries = [sealed.expires_at for sealed in pending.tokens if sealed.expires_at]
+        user = None
+        if (TokenKind.USER, TokenSlot.ACCESS) in opened:
+            token, sealed = opened[TokenKind.USER, TokenSlot.ACCESS]
+            refresh = secret(TokenKind.USER, TokenSlot.REFRESH)
+            user = _UserCredential(sealed.user_id, token, refresh, sealed.expires_at)
+        token, sealed = opened[TokenKind.BOT, TokenSlot.ACCESS]
         return _Credential(
-            by_slot[TokenSlot.ACCESS],
-            by_slot.get(TokenSlot.REFRESH),
-            expiries[0] if expiries else None,
+            token,
+            secret(TokenKind.BOT, TokenSlot.REFRESH),
+            sealed.expires_at,
+            user=user,
+            webhook_url=secret(TokenKind.WEBHOOK, TokenSlot.ACCESS),
         )
 
-    def _key_context(self, installation_id: InstallationId) -> KeyContext:
-        return KeyContext(self._environment, self._app.client_id, installation_id)
-
-    def _place(self, installation: Installation, slot: TokenSlot, dek_id: DekId) -> TokenContext:
-        return TokenContext(
+    async def _open_held(self, held: Held, sealed: SealedToken) -> Secret[str]:
+        installation = held.installation
+        data_key = self._keys.take(held.wrapped, self._key_context(installation.id))
+        place = TokenContext(
             environment=self._environment,
             key=installation.key,
             installation_id=installation.id,
-            user_id="",
-            kind=TokenKind.BOT,
-            slot=slot,
-            dek_id=dek_id,
-            generation=installation.generation,
+            user_id=sealed.user_id,
+            kind=sealed.kind,
+            slot=sealed.slot,
+            dek_id=sealed.dek_id,
+            generation=sealed.generation,
         )
+        return await data_key.open(sealed, place)
+
+    def _key_context(self, installation_id: InstallationId) -> KeyContext:
+        return KeyContext(self._environment, self._app.client_id, installation_id)
 
     @asynccontextmanager
     async def _leased(self, grant_id: str) -> AsyncIterator[UUID]:
@@ -876,6 +1001,11 @@ def _facts_of(fetched: Fetched, client_id: ClientId) -> BotFacts:
         raise SlackAnswerUnusable
     answer = replace(fetched.answer, bot_token=fetched.token, refresh_token=None, expires_in_s=None)
     return read_facts(answer, client_id)
+
+
+def _tokens_in(credential: _Credential) -> list[Secret[str]]:
+    """List what Slack can end; a webhook's address ends with the app."""
+    return [credential.token, *([credential.user.token] if credential.user else [])]
 
 
 def _pending_installation(
@@ -912,6 +1042,11 @@ def _event(
 
 def _activation_events(plan: Activation, origin: Origin) -> list[AuditEvent]:
     events = [_event("install.activated", origin, plan.target, plan.tokens[0])]
+    events += [
+        _event(f"{action}.stored", origin, plan.target, each)
+        for each in plan.tokens
+        if each.slot is TokenSlot.ACCESS and (action := _BROUGHT.get(each.kind))
+    ]
     if plan.replaced is not None and plan.replaced.id != plan.target.id:
         key = plan.replaced.key
         events.append(

@@ -32,6 +32,7 @@ from interlock_token_vault.domain.install import (
     OAuthCodeRefused,
     ScopesMissing,
     SlackAnswerUnusable,
+    UserGrant,
     WorkspaceTaken,
 )
 from interlock_token_vault.domain.installation import (
@@ -39,6 +40,7 @@ from interlock_token_vault.domain.installation import (
     InstallationKey,
     InstallationState,
     TenantId,
+    TokenKind,
 )
 from interlock_token_vault.install_ports import (
     LEASE,
@@ -56,6 +58,7 @@ from interlock_token_vault.vault import (
     KmsUnavailable,
     ReadAsk,
     TokenVault,
+    UserTokenNotFound,
 )
 
 ENVIRONMENT = "development"
@@ -84,6 +87,11 @@ def answer(token: str, **changes: object) -> ExchangeAnswer:
     return replace(usual, **changes)  # type: ignore[arg-type]
 
 
+def person(token: str, user_id: str = "U0ADA", **changes: object) -> UserGrant:
+    """Make what Slack answers of the person who installed."""
+    return replace(UserGrant(user_id, Secret(token), "user"), **changes)  # type: ignore[arg-type]
+
+
 @dataclass
 class Stage:
     """Everything that outlives a vault process, and a way to start one."""
@@ -91,11 +99,13 @@ class Stage:
     faults: Faults = field(default_factory=Faults)
     clock: ManualClock = field(default_factory=ManualClock)
     slept: list[float] = field(default_factory=list)
+    bot_scopes: tuple[str, ...] = SCOPES
+    user_scopes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.kms = FakeKms(self.faults)
         self.store = MemoryStore(self.clock, chain_id=UUID(int=99), faults=self.faults)
-        self.slack = FakeSlack(self.faults)
+        self.slack = FakeSlack(self.faults, user_scopes=self.user_scopes)
         self.claims = FakeClaims(self.faults)
         self.new_id = counting_ids()
         self.start_process()
@@ -113,7 +123,12 @@ class Stage:
             keys=keys,
             slack=self.slack,
             claims=self.claims,
-            app=SlackApp(ClientId("client"), SCOPES, "https://slack.com/oauth/v2/authorize"),
+            app=SlackApp(
+                ClientId("client"),
+                self.bot_scopes,
+                "https://slack.com/oauth/v2/authorize",
+                self.user_scopes,
+            ),
             environment=ENVIRONMENT,
             new_id=self.new_id,
             sleep=self._sleep,
@@ -141,15 +156,17 @@ class Stage:
         """Complete an install as edge would."""
         return await self.installing.complete(ask, Secret(code), REDIRECT)
 
-    async def install(self, name: str, token: str, tenant: TenantId = NORTHWIND) -> Installed:
+    async def install(
+        self, name: str, token: str, tenant: TenantId = NORTHWIND, **changes: object
+    ) -> Installed:
         """Install from beginning to end."""
         ask = await self.begin(name, tenant)
-        self.slack.codes[f"code-{name}"] = answer(token)
+        self.slack.codes[f"code-{name}"] = answer(token, **changes)
         return await self.complete(ask, f"code-{name}")
 
-    async def read(self, key: InstallationKey = TEAM) -> str:
-        """Read the bot token as the worker would."""
-        ask = ReadAsk(key, Origin("gateway-worker", "/x/ReadBotToken"))
+    async def read(self, key: InstallationKey = TEAM, user_id: str = "") -> str:
+        """Read the bot's token, or a user's, as the worker would."""
+        ask = ReadAsk(key, Origin("gateway-worker", "/x/ReadBotToken"), user_id=user_id)
         return (await self.vault.read(ask)).token.reveal()
 
     async def settle(self) -> None:
@@ -438,6 +455,212 @@ async def test_an_org_wide_install_is_keyed_by_its_enterprise(stage: Stage) -> N
     assert installed.installation.name == "Grid"
     with pytest.raises(InstallationNotFound):
         await stage.read()
+
+
+@pytest.fixture
+def asking() -> Stage:
+    """Give a vault whose app asks for a token of the person who installs, and for a webhook."""
+    return Stage(bot_scopes=(*SCOPES, "incoming-webhook"), user_scopes=("channels:history",))
+
+
+ASKED = (*SCOPES, "incoming-webhook")
+
+
+async def test_a_persons_token_is_asked_for_by_its_scopes(asking: Stage) -> None:
+    """The consent page names them apart from the bot's; without any it names none."""
+    ask = await asking.begin("one")
+    assert (await asking.installing.start(ask)).endswith("&user_scope=channels%3Ahistory")
+
+
+async def test_what_was_asked_for_is_sealed_with_the_bots_token(asking: Stage) -> None:
+    """A user's pair and a webhook have slots of their own, and a record each."""
+    installed = await asking.install(
+        "one",
+        "xoxe.xoxb-1",
+        scopes=ASKED,
+        refresh_token=Secret("xoxe-1-b"),
+        expires_in_s=43200,
+        user=person("xoxe.xoxp-1", refresh_token=Secret("xoxe-1-u"), expires_in_s=21600),
+        webhook_url=Secret("https://hooks.slack.com/services/T0TEAM/B0/secret"),
+    )
+    held = asking.store.tokens[installed.installation.id]
+    assert [(each.kind.value, each.slot.value, each.user_id) for each in held] == [
+        ("bot", "access", ""),
+        ("bot", "refresh", ""),
+        ("user", "access", "U0ADA"),
+        ("user", "refresh", "U0ADA"),
+        ("webhook", "access", ""),
+    ]
+    assert held[2].expires_at == asking.clock.now() + timedelta(hours=6)
+    sealed = b"".join(each.sealed for each in held)
+    assert b"xoxe" not in sealed
+    assert b"hooks.slack.com" not in sealed
+    assert await asking.read() == "xoxe.xoxb-1"
+    assert await asking.read(user_id="U0ADA") == "xoxe.xoxp-1"
+    assert asking.actions()[3:6] == ["install.activated", "user_token.stored", "webhook.stored"]
+    assert "xox" not in repr([record.event for record in asking.store.records])
+
+
+async def test_nobodys_token_is_kept_that_was_not_asked_for(stage: Stage) -> None:
+    """Whoever puts a scope into the consent page by hand gets an install without it."""
+    await stage.install(
+        "one", "xoxb-1", user=person("xoxp-1"), webhook_url=Secret("https://hooks.slack.com/x")
+    )
+    assert await stage.read() == "xoxb-1"
+    assert stage.slack.revoked == ["xoxp-1"]
+    [tokens] = stage.store.tokens.values()
+    assert [each.kind for each in tokens] == [TokenKind.BOT]
+    with pytest.raises(UserTokenNotFound):
+        await stage.read(user_id="U0ADA")
+
+
+@pytest.mark.parametrize("scopes", [(), ("users:read",)])
+async def test_a_persons_token_without_its_scopes_ends_the_install(
+    asking: Stage, scopes: tuple[str, ...]
+) -> None:
+    """OA-11: what is missing is named, and neither token lives on."""
+    asking.slack.user_scopes = scopes
+    with pytest.raises(ScopesMissing) as refusal:
+        await asking.install("one", "xoxb-1", scopes=ASKED, user=person("xoxp-1"))
+    assert refusal.value.metadata == {"missing_scopes": "channels:history"}
+    assert asking.slack.revoked == ["xoxb-1", "xoxp-1"]
+    assert asking.snapshot() == ({}, {}, {})
+
+
+async def test_an_answer_without_the_persons_token_is_too_few_scopes(asking: Stage) -> None:
+    """OA-11: the bot's token alone is not what the app needs."""
+    with pytest.raises(ScopesMissing) as refusal:
+        await asking.install("one", "xoxb-1", scopes=ASKED)
+    assert refusal.value.metadata == {"missing_scopes": "channels:history"}
+    assert asking.slack.identities == {}
+
+
+async def test_a_persons_further_scopes_are_drift_too(asking: Stage) -> None:
+    """They are stored, and told like a bot's."""
+    asking.slack.user_scopes = ("channels:history", "users:read")
+    installed = await asking.install(
+        "one", "xoxb-1", scopes=(*ASKED, "im:read"), user=person("xoxp-1")
+    )
+    assert installed.extra_scopes == ("im:read", "users:read")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(person("xoxp-1", token_type="bot"), id="bot-token"),
+        pytest.param(person("xoxp-1", user_id="ada"), id="malformed-user"),
+        pytest.param(person("xoxp-1", expires_in_s=43200), id="expiry-without-refresh"),
+    ],
+)
+async def test_a_persons_token_of_no_use_stores_nothing(asking: Stage, given: UserGrant) -> None:
+    """OA-09: both tokens of such an answer are ended."""
+    with pytest.raises(SlackAnswerUnusable):
+        await asking.install("one", "xoxb-1", scopes=ASKED, user=given)
+    assert asking.slack.identities == {}
+    assert asking.snapshot() == ({}, {}, {})
+
+
+async def test_a_persons_token_that_is_somebody_elses_is_dropped(asking: Stage) -> None:
+    """auth.test has the last word on whose a token is."""
+    asking.slack.identities["xoxp-1"] = BotIdentity(
+        "T0TEAM", "", "U0OTHER", is_enterprise_install=False, scopes=("channels:history",)
+    )
+    with pytest.raises(SlackAnswerUnusable):
+        await asking.install("one", "xoxb-1", scopes=ASKED, user=person("xoxp-1"))
+    assert asking.snapshot() == ({}, {}, {})
+
+
+async def test_a_reinstall_renews_the_same_person_and_leaves_others(asking: Stage) -> None:
+    """Each person's generation only rises, also where refreshes have overtaken the bot's."""
+    first = await asking.install("one", "xoxb-1", scopes=ASKED, user=person("xoxp-ada"))
+    await asking.install("two", "xoxb-2", scopes=ASKED, user=person("xoxp-ben", "U0BEN"))
+    place = first.installation.id
+    asking.store.tokens[place] = tuple(
+        replace(each, generation=9) if each.user_id == "U0BEN" else each
+        for each in asking.store.tokens[place]
+    )
+    await asking.install("three", "xoxb-3", scopes=ASKED, user=person("xoxp-ben-2", "U0BEN"))
+    assert await asking.read(user_id="U0ADA") == "xoxp-ada"
+    assert await asking.read(user_id="U0BEN") == "xoxp-ben-2"
+    assert sorted((each.user_id, each.generation) for each in asking.store.tokens[place]) == [
+        ("", 3),
+        ("U0ADA", 1),
+        ("U0BEN", 10),
+    ]
+
+
+async def test_a_webhook_stays_until_another_takes_its_place(asking: Stage) -> None:
+    """A reinstall that brings none says nothing about the one that is there."""
+    urls = [Secret(f"https://hooks.slack.com/services/{number}") for number in range(2)]
+    stored = []
+    for name, url in (("one", urls[0]), ("two", None), ("three", urls[1])):
+        await asking.install(
+            name, f"xoxb-{name}", scopes=ASKED, user=person("xoxp-1"), webhook_url=url
+        )
+        [tokens] = asking.store.tokens.values()
+        stored.append([each.ref for each in tokens if each.kind is TokenKind.WEBHOOK])
+    first, second = (asking.keys.ref(url) for url in urls)
+    assert stored == [[first], [first], [second]]
+
+
+@pytest.mark.parametrize("token", ["xoxp-1", "xoxp-2"])
+async def test_the_rightful_tenants_users_keep_their_tokens(asking: Stage, token: str) -> None:
+    """OA-10: the loser's are revoked, unless they are the very ones that are stored."""
+    await asking.install("one", "xoxb-1", scopes=ASKED, user=person("xoxp-1"))
+    before = asking.snapshot()
+    with pytest.raises(WorkspaceTaken):
+        await asking.install("two", "xoxb-2", CONTOSO, scopes=ASKED, user=person(token))
+    assert asking.snapshot() == before
+    assert await asking.read(user_id="U0ADA") == "xoxp-1"
+    assert "xoxp-1" in asking.slack.identities
+    assert ("xoxp-2" in asking.slack.revoked) == (token == "xoxp-2")
+
+
+async def test_a_workspace_that_changes_hands_ends_the_tokens_of_its_users(asking: Stage) -> None:
+    """They were given to the tenant before, and nothing names them afterwards."""
+    await asking.install("one", "xoxb-1", scopes=ASKED, user=person("xoxp-ada"))
+    asking.claims.claims.clear()
+    await asking.install("two", "xoxb-1", CONTOSO, scopes=ASKED, user=person("xoxp-ben", "U0BEN"))
+    assert asking.slack.revoked == ["xoxp-ada"]
+    with pytest.raises(UserTokenNotFound):
+        await asking.read(user_id="U0ADA")
+    assert await asking.read(user_id="U0BEN") == "xoxp-ben"
+
+
+@pytest.mark.parametrize("is_reinstall", [False, True])
+async def test_a_kill_at_any_point_leaves_no_persons_token_unrecorded(
+    *, is_reinstall: bool
+) -> None:
+    """A person's token is stored, ended, or on record as lost with the exchange."""
+
+    async def run(kill_at: int) -> tuple[Stage, int, int]:
+        stage = Stage(bot_scopes=ASKED, user_scopes=("channels:history",))
+        if is_reinstall:
+            await stage.install("old", "xoxb-old", scopes=ASKED, user=person("xoxp-old"))
+        ask = await stage.begin("new")
+        stage.slack.codes["code"] = answer("xoxb-new", scopes=ASKED, user=person("xoxp-new"))
+        before = stage.faults.passed
+        stage.faults.kill_at = kill_at
+        with suppress(ProcessKilled):
+            await stage.complete(ask)
+        after = stage.faults.passed
+        stage.start_process()
+        await stage.settle()
+        _require_settled(stage, ask)
+        return stage, before, after
+
+    _, before, after = await run(0)
+    for point in range(before + 1, after + 1):
+        stage, _, _ = await run(point)
+        stored = {each.ref for tokens in stage.store.tokens.values() for each in tokens}
+        alone = {
+            token
+            for token in stage.slack.identities
+            if stage.keys.ref(Secret(token)) not in stored and token.endswith("-new")
+        }
+        assert not alone or "install.lost" in stage.actions()
+        bots = {each.ref for t in stage.store.tokens.values() for each in t if not each.user_id}
+        assert len(bots) == len(stage.store.installations)
 
 
 async def test_a_rotated_token_keeps_its_refresh_token_and_its_end(stage: Stage) -> None:

@@ -41,6 +41,7 @@ from interlock_token_vault.domain.installation import (
     InstallationKey,
     InstallationState,
     TenantId,
+    TokenKind,
     TokenRef,
     TokenSlot,
 )
@@ -434,8 +435,9 @@ class MemoryStore:
             if target.id != activation.pending_id:
                 self._forget(activation.pending_id)
             active = replace(target, state=InstallationState.ACTIVE, installed_at=self._clock.now())
+            beside = self._beside(activation) if replaced and replaced.id == target.id else ()
             self.installations[active.id] = active
-            self.tokens[active.id] = activation.tokens
+            self.tokens[active.id] = (*activation.tokens, *beside)
             self.stops.pop((active.id, Stop.HELD), None)
             self._end(
                 row,
@@ -735,13 +737,14 @@ class MemoryStore:
             ]
 
     def _find(self, key: InstallationKey | None, user_id: str = "") -> Loaded | None:
+        kind = TokenKind.USER if user_id else TokenKind.BOT
         for installation in self.installations.values():
             if installation.key != key or installation.state is not InstallationState.ACTIVE:
                 continue
             access = [
                 token
                 for token in self.tokens.get(installation.id, ())
-                if token.slot is TokenSlot.ACCESS and token.user_id == user_id
+                if token.slot is TokenSlot.ACCESS and (token.kind, token.user_id) == (kind, user_id)
             ]
             return Loaded(
                 installation,
@@ -752,6 +755,17 @@ class MemoryStore:
                 self._stop_of(installation.id),
             )
         return None
+
+    def _beside(self, activation: Activation) -> tuple[SealedToken, ...]:
+        """Keep what a reinstall brings nothing in the place of."""
+        brought = {(each.kind, each.user_id): each.generation for each in activation.tokens}
+        held = self.tokens[activation.target.id]
+        if any(
+            each.user_id and each.generation >= brought.get((each.kind, each.user_id), 2**62)
+            for each in held
+        ):
+            raise StaleGeneration
+        return tuple(each for each in held if (each.kind, each.user_id) not in brought)
 
     def _stop_of(self, installation_id: InstallationId) -> Stop | None:
         for stop in Stop:
@@ -820,6 +834,7 @@ class FakeSlack:
 
     Attributes:
         codes: What each unused code is exchanged for.
+        user_scopes: What a person's new token may do.
         identities: Whose each living token is.
         revoked: The tokens that were revoked, in order.
         uninstalled: The places that the app was removed from, in order.
@@ -827,6 +842,7 @@ class FakeSlack:
 
     faults: Faults = field(default_factory=Faults)
     codes: dict[str, ExchangeAnswer] = field(default_factory=dict)
+    user_scopes: tuple[str, ...] = ()
     identities: dict[str, BotIdentity] = field(default_factory=dict)
     revoked: list[str] = field(default_factory=list)
     uninstalled: list[tuple[str, str]] = field(default_factory=list)
@@ -847,6 +863,15 @@ class FakeSlack:
                         answer.is_enterprise_install,
                     ),
                 )
+            if answer.user is not None:
+                identity = BotIdentity(
+                    answer.team_id,
+                    answer.enterprise_id,
+                    answer.user.user_id,
+                    answer.is_enterprise_install,
+                    self.user_scopes,
+                )
+                self.identities.setdefault(answer.user.token.reveal(), identity)
             return answer
 
     async def test(self, token: Secret[str]) -> BotIdentity:

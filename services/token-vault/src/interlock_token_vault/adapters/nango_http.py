@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +33,7 @@ from interlock_token_vault.credential_sources import (
     NangoRefused,
     NangoUnavailable,
 )
+from interlock_token_vault.domain.install import ExchangeAnswer
 
 # A read is capped at 5 s, and the token is still to be handed out after it.
 _BUDGET = aiohttp.ClientTimeout(total=4, connect=2)
@@ -251,7 +253,18 @@ def _fetched(ref: ConnectionRef, answer: Mapping[str, Any]) -> Fetched:
         token=Secret(_text(credentials, "access_token")),
         expires_at=None if lasts else _at(credentials, "expires_at"),
         tags={name: value for name, value in tags.items() if isinstance(value, str)},
-        answer=read_exchange_answer(answered) if answered else None,
+        answer=_read_answer(answered) if answered else None,
+    )
+
+
+def _read_answer(raw: Mapping[str, Any]) -> ExchangeAnswer:
+    """Read what Slack once answered Nango; what renews the token, or is a person's, stays there."""
+    return replace(
+        read_exchange_answer(raw),
+        refresh_token=None,
+        expires_in_s=None,
+        user=None,
+        webhook_url=None,
     )
 
 

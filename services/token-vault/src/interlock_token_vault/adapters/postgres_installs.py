@@ -293,7 +293,7 @@ async def _name(connection: Connection, *ids: InstallationId | None) -> None:
 
 async def _get_pending(connection: Connection, attempt: InstallAttempt) -> PendingInstall:
     installation = await connection.fetchrow(query("find_installation"), attempt.installation_id)
-    tokens = await connection.fetch(query("get_bot_tokens"), attempt.installation_id)
+    tokens = await connection.fetch(query("get_tokens"), attempt.installation_id)
     dek_row = await connection.fetchrow(query("get_deks"), attempt.installation_id)
     wrapped = dek_of(dek_row) if dek_row else None
     if installation is None or wrapped is None or not tokens:
@@ -364,7 +364,14 @@ async def _renew(connection: Connection, activation: Activation, held: Installat
     )
     if row is None:
         raise StaleGeneration
-    await connection.execute(query("delete_bot_tokens"), target.id)
+    for kind, user_id, generation in sorted(
+        {(each.kind.value, each.user_id, each.generation) for each in activation.tokens}
+    ):
+        if user_id and await connection.fetchval(
+            query("is_user_ahead"), target.id, user_id, generation
+        ):
+            raise StaleGeneration
+        await connection.execute(query("delete_tokens_of"), target.id, kind, user_id)
     await insert_tokens(connection, target.id, activation.tokens)
     await connection.execute(query("delete_deks"), activation.pending_id)
     await connection.execute(

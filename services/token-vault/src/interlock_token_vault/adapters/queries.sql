@@ -185,13 +185,15 @@ INSERT INTO vault.sealed_token (
     installation_id, kind, slot, user_id, generation, dek_id, sealed, ref, expires_at
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
--- name: get_bot_tokens
-SELECT * FROM vault.sealed_token
-WHERE installation_id = $1 AND kind = 'bot'
-ORDER BY slot;
+-- name: is_user_ahead
+-- A refresh may have come between an install's plan and its activation.
+SELECT EXISTS (
+    SELECT FROM vault.sealed_token
+    WHERE installation_id = $1 AND kind = 'user' AND user_id = $2 AND generation >= $3
+);
 
--- name: delete_bot_tokens
-DELETE FROM vault.sealed_token WHERE installation_id = $1 AND kind = 'bot';
+-- name: delete_tokens_of
+DELETE FROM vault.sealed_token WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
 
 -- name: count_deks
 SELECT kek_version, count(*) AS deks FROM vault.wrapped_dek GROUP BY kek_version;

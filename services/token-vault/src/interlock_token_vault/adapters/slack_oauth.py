@@ -23,6 +23,7 @@ from interlock_token_vault.domain.install import (
     ExchangeAnswer,
     OAuthCodeRefused,
     SlackAnswerUnusable,
+    UserGrant,
 )
 from interlock_token_vault.install_ports import SlackUnavailable, TokenDead, TokenRotates
 from interlock_token_vault.uninstalling import UninstallRefused
@@ -136,12 +137,13 @@ class SlackOAuth:
     async def test(self, token: Secret[str]) -> BotIdentity:
         """Ask whose token it is; see Slack."""
         try:
-            answer = await self._call_with(token, "auth.test")
+            answer, scopes = await self._ask_with(token, "auth.test", {})
             return BotIdentity(
                 team_id=_text(answer, "team_id"),
                 enterprise_id=_text(answer, "enterprise_id"),
                 user_id=_text(answer, "user_id"),
                 is_enterprise_install=_flag(answer, "is_enterprise_install"),
+                scopes=_scopes(scopes),
             )
         except NoAnswer:
             raise SlackUnavailable from None
@@ -149,7 +151,7 @@ class SlackOAuth:
     async def revoke(self, token: Secret[str]) -> None:
         """End a token; see Slack."""
         try:
-            await self._call_with(token, "auth.revoke")
+            await self._ask_with(token, "auth.revoke", {})
         except NoAnswer:
             raise SlackUnavailable from None
 
@@ -182,7 +184,7 @@ class SlackOAuth:
                 enterprise_name=_text(whose, "team"),
                 is_enterprise_install=is_org,
                 bot_user_id=_text(whose, "user_id"),
-                scopes=tuple(scope.strip() for scope in scopes.split(",") if scope.strip()),
+                scopes=_scopes(scopes),
             )
         except NoAnswer:
             raise SlackUnavailable from None
@@ -223,10 +225,6 @@ class SlackOAuth:
         """
         auth = aiohttp.encode_basic_auth(self._client_id, self._client_secret.reveal())
         return await self._call(method, {"Authorization": auth}, fields, timeout)
-
-    async def _call_with(self, token: Secret[str], method: str) -> Mapping[str, Any]:
-        answer, _ = await self._ask_with(token, method, {})
-        return answer
 
     async def _ask_with(
         self, token: Secret[str], method: str, fields: Mapping[str, str]
@@ -329,9 +327,6 @@ def read_exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
         NoAnswer: A part of it is of another type than Slack gives.
     """
     team, enterprise = _part(answer, "team"), _part(answer, "enterprise")
-    expires_in = answer.get("expires_in")
-    if expires_in is not None and type(expires_in) is not int:
-        raise NoAnswer
     return ExchangeAnswer(
         bot_token=_secret(answer, "access_token"),
         token_type=_text(answer, "token_type"),
@@ -342,18 +337,36 @@ def read_exchange_answer(answer: Mapping[str, Any]) -> ExchangeAnswer:
         enterprise_name=_text(enterprise, "name"),
         is_enterprise_install=_flag(answer, "is_enterprise_install"),
         bot_user_id=_text(answer, "bot_user_id"),
-        scopes=tuple(scope for scope in _text(answer, "scope").split(",") if scope),
+        scopes=_scopes(_text(answer, "scope")),
         refresh_token=_secret(answer, "refresh_token"),
-        expires_in_s=expires_in,
         installed_by=_text(_part(answer, "authed_user"), "id"),
+        expires_in_s=_seconds(answer),
+        user=_read_person(_part(answer, "authed_user")),
+        webhook_url=_secret(_part(answer, "incoming_webhook"), "url"),
+    )
+
+
+def _read_person(part: Mapping[str, Any]) -> UserGrant | None:
+    """Read `authed_user`, which has a token only where user scopes were asked for."""
+    token = _secret(part, "access_token")
+    if token is None:
+        return None
+    return UserGrant(
+        user_id=_text(part, "id"),
+        token=token,
+        token_type=_text(part, "token_type"),
+        refresh_token=_secret(part, "refresh_token"),
+        expires_in_s=_seconds(part),
     )
 
 
 def _only_token_of(answer: Mapping[str, Any]) -> ExchangeAnswer:
     """Keep of a garbled answer what lives on if nobody ends it."""
-    token = answer.get("access_token")
+    person = answer.get("authed_user")
+    own = _sendable(person.get("access_token")) if isinstance(person, dict) else None
     return ExchangeAnswer(
-        bot_token=Secret(token) if isinstance(token, str) and token and token.isascii() else None,
+        bot_token=_sendable(answer.get("access_token")),
+        user=UserGrant("", own, "") if own else None,
         token_type="",
         app_id="",
         team_id="",
@@ -364,6 +377,10 @@ def _only_token_of(answer: Mapping[str, Any]) -> ExchangeAnswer:
         bot_user_id="",
         scopes=(),
     )
+
+
+def _sendable(token: object) -> Secret[str] | None:
+    return Secret(token) if isinstance(token, str) and token and token.isascii() else None
 
 
 def _part(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -382,6 +399,17 @@ def _text(answer: Mapping[str, Any], name: str) -> str:
     if not isinstance(text, str):
         raise NoAnswer
     return text
+
+
+def _scopes(text: str) -> tuple[str, ...]:
+    return tuple(scope.strip() for scope in text.split(",") if scope.strip())
+
+
+def _seconds(answer: Mapping[str, Any]) -> int | None:
+    expires_in: object = answer.get("expires_in")
+    if expires_in is not None and type(expires_in) is not int:
+        raise NoAnswer
+    return expires_in
 
 
 def _flag(answer: Mapping[str, Any], name: str) -> bool:

@@ -134,6 +134,24 @@ class InstallAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class UserGrant:
+    """What `oauth.v2.access` gave of the person who installed.
+
+    Attributes:
+        user_id: Slack's id of the person, as the answer says it.
+        token_type: `user` for a person's.
+        refresh_token: Present where rotation is on.
+        expires_in_s: Seconds, present where rotation is on.
+    """
+
+    user_id: str
+    token: Secret[str]
+    token_type: str
+    refresh_token: Secret[str] | None = None
+    expires_in_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeAnswer:
     """What `oauth.v2.access` said; texts are empty where it said nothing.
 
@@ -143,6 +161,8 @@ class ExchangeAnswer:
         refresh_token: Present where rotation is on.
         expires_in_s: Seconds, present where rotation is on.
         installed_by: Who allowed it, Slack `U…` or `W…`.
+        user: The person's own token, where Slack gave one.
+        webhook_url: Of an incoming webhook, where Slack made one; a secret.
     """
 
     bot_token: Secret[str] | None
@@ -158,16 +178,38 @@ class ExchangeAnswer:
     refresh_token: Secret[str] | None = None
     expires_in_s: int | None = None
     installed_by: str = ""
+    user: UserGrant | None = None
+    webhook_url: Secret[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BotIdentity:
-    """What `auth.test` says of a living token; texts are empty where it said nothing."""
+    """What `auth.test` says of a living token; texts are empty where it said nothing.
+
+    Attributes:
+        user_id: Of the bot, or of the person whose token it is.
+        scopes: What the token may do, as its answer's header says.
+    """
 
     team_id: str
     enterprise_id: str
     user_id: str
     is_enterprise_install: bool
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UserFacts:
+    """A person's own token, as it came with the bot's.
+
+    Attributes:
+        life: How long the token lives; None for a long-lived one.
+    """
+
+    user_id: str
+    token: Secret[str]
+    refresh_token: Secret[str] | None
+    life: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +220,8 @@ class BotFacts:
         name: Display name of the workspace or Enterprise; untrusted text.
         life: How long the token lives; None for a long-lived one.
         installed_by: Slack `U…` or `W…` of who allowed it; empty when it is not known.
+        user: The token of the person who installed, where Slack gave one.
+        webhook_url: Of an incoming webhook, where Slack made one; a secret.
     """
 
     key: InstallationKey
@@ -188,6 +232,8 @@ class BotFacts:
     refresh_token: Secret[str] | None
     life: timedelta | None
     installed_by: str
+    user: UserFacts | None = None
+    webhook_url: Secret[str] | None = None
 
 
 def read_facts(answer: ExchangeAnswer, client_id: ClientId) -> BotFacts:
@@ -197,8 +243,8 @@ def read_facts(answer: ExchangeAnswer, client_id: ClientId) -> BotFacts:
     answer names.
 
     Raises:
-        SlackAnswerUnusable: No bot token, no place to install it, or values
-            that Slack does not give.
+        SlackAnswerUnusable: No bot token, no place to install it, a person's
+            token without its person, or values that Slack does not give.
     """
     if answer.bot_token is None or answer.token_type != "bot":  # noqa: S105 - A type, no token.
         raise SlackAnswerUnusable
@@ -225,10 +271,18 @@ def read_facts(answer: ExchangeAnswer, client_id: ClientId) -> BotFacts:
         life=_read_life(answer),
         # Nothing hangs on it but whom to write to, so that no install fails for it.
         installed_by=answer.installed_by if is_slack_user_id(answer.installed_by) else "",
+        user=None if answer.user is None else _read_user(answer.user),
+        webhook_url=answer.webhook_url,
     )
 
 
-def _read_life(answer: ExchangeAnswer) -> timedelta | None:
+def _read_user(grant: UserGrant) -> UserFacts:
+    if grant.token_type != "user" or not is_slack_user_id(grant.user_id):  # noqa: S105 - A type.
+        raise SlackAnswerUnusable
+    return UserFacts(grant.user_id, grant.token, grant.refresh_token, _read_life(grant))
+
+
+def _read_life(answer: ExchangeAnswer | UserGrant) -> timedelta | None:
     if answer.refresh_token is None and answer.expires_in_s is None:
         return None
     if answer.refresh_token is None or answer.expires_in_s is None:
@@ -239,13 +293,18 @@ def _read_life(answer: ExchangeAnswer) -> timedelta | None:
     return min(timedelta(seconds=min(answer.expires_in_s, 10**6)), _MOST_LIFE)
 
 
-def require_same_bot(identity: BotIdentity, key: InstallationKey, bot_user_id: str) -> None:
+def require_same_bot(identity: BotIdentity, key: InstallationKey, user_id: str) -> None:
     """Check that a living token belongs where the exchange said it does.
 
+    Args:
+        identity: What the token itself says.
+        key: Where it is to be of.
+        user_id: Of the bot, or of the person whose token it is.
+
     Raises:
-        SlackAnswerUnusable: `auth.test` names another place, or another bot.
+        SlackAnswerUnusable: `auth.test` names another place, or another user.
     """
-    if identity.user_id != bot_user_id:
+    if identity.user_id != user_id:
         raise SlackAnswerUnusable
     if identity.enterprise_id and identity.enterprise_id != key.enterprise_id:
         raise SlackAnswerUnusable
