@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from interlock_chassis.logs import configure_logging
+from tests.chaos import install_kills
 from tests.chaos.rotation_kills import kill_everywhere
 from tests.chaos.rotation_processes import play_all
 from tests.chaos.rotation_sim import Report, retrace, run
@@ -70,10 +72,21 @@ def rotation_processes(_: int | None) -> bool:
     return asyncio.run(play_all(tell))
 
 
+def installs(_: int | None) -> bool:
+    """Kill real vault processes at every edge of every step of installs and uninstalls."""
+    configure_logging("chaos", "error")
+
+    def tell(place: str, broken: list[str]) -> None:
+        print(f"install-kills: {place}: {'; '.join(broken) or 'went on'}", flush=True)  # noqa: T201 - As above.
+
+    return asyncio.run(install_kills.kill_everywhere(tell))
+
+
 FAULTS: Mapping[str, Fault] = {
     "rotation": rotation,
     "rotation-kills": rotation_kills,
     "rotation-processes": rotation_processes,
+    "install-kills": installs,
 }
 
 

@@ -498,9 +498,8 @@ def make_keyset(kid: str, *families: Family) -> Keyset:
 
 
 @asynccontextmanager
-async def _serving_identity(
-    identity: Identity, ca: ThrowAwayCa, folder: Path
-) -> AsyncIterator[int]:
+async def serving_identity(identity: Identity, ca: ThrowAwayCa, folder: Path) -> AsyncIterator[int]:
+    """Serve identity's claims to a vault; yields the port."""
     methods = identity_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods
     server = RpcServer(
         listen="127.0.0.1:0",
@@ -539,7 +538,7 @@ async def open_house(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(TestServer(slack.app(), host="127.0.0.1"))
         identity_port = await stack.enter_async_context(
-            _serving_identity(identity, ca, folder / "tls")
+            serving_identity(identity, ca, folder / "tls")
         )
         tls = ca.issue("token-vault", folder / "tls")
         given: dict[str, Any] = {
