@@ -5,6 +5,7 @@ The real vault over mTLS gRPC with a real Postgres, the sandbox's Nango and Slac
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,16 @@ def told(ref: ConnectionRef, tenant: str = "northwind", **changes: Any) -> dict[
 @pytest.fixture
 async def stage(cluster: ScratchDatabases, tmp_path: Path) -> AsyncIterator[Stage]:
     """Give a running vault that knows two webhook keys, with nothing installed."""
-    async with nango_stage() as nango:
+    async with vault_stage(cluster, tmp_path) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def vault_stage(
+    cluster: ScratchDatabases, tmp_path: Path, *, token_rotation: bool = False
+) -> AsyncIterator[Stage]:
+    """Run a vault, and a Slack whose tokens rotate or not."""
+    async with nango_stage(token_rotation=token_rotation) as nango:
         changes = {
             "slack_client_id": CLIENT_ID,
             "slack_client_secret_file": Secret(CLIENT_SECRET),
@@ -217,6 +227,40 @@ async def test_another_integrations_connection_is_refused(stage: Stage, key: str
     with pytest.raises(RemoteError):
         await stage.complete(grant, ConnectionRef(key, "x"))
     assert await stage.stored() == NOTHING_STORED
+
+
+async def test_what_the_webhook_completed_is_told_to_who_started_it(stage: Stage) -> None:
+    """With the grant alone: awaited, then the installation; a renewal is heard of as well."""
+    nothing = ConnectionRef("", "")
+    grant, link = await stage.begin()
+    assert await refusal(stage.complete(grant, nothing)) == (
+        Kind.PRECONDITION,
+        "CONNECTION_AWAITED",
+    )
+    ref = await stage.nango.connect(link)
+    await stage.tell(told(ref))
+    first = await stage.complete(grant, nothing)
+    assert (first.installation.team_id, first.is_reinstall) == (TEAM, False)
+    grant, link = await stage.begin(renews=NORTHWIND)
+    assert await stage.nango.connect(link) == ref
+    await stage.tell(told(ref, operation="override"))
+    assert (await stage.complete(grant, nothing)).is_reinstall
+    assert (await stage.read()).generation == 2
+
+
+async def test_a_connection_whose_token_rotates_is_read(
+    cluster: ScratchDatabases, tmp_path: Path
+) -> None:
+    """Nango keeps what renews it to itself; what it shows is enough, before and after."""
+    async with vault_stage(cluster, tmp_path, token_rotation=True) as stage:
+        ref = await stage.install()
+        first = await stage.read()
+        assert first.bot_token.startswith("xoxe.")
+        assert await stage.nango.slack_takes(Secret(first.bot_token))
+        await stage.nango.adapter.fetch(ref, is_forced=True)
+        second = await stage.read()
+        assert second.bot_token != first.bot_token
+        assert second.generation == first.generation + 1
 
 
 async def test_a_direct_grant_completes_no_connection(stage: Stage) -> None:

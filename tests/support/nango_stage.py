@@ -102,7 +102,10 @@ def signed(body: dict[str, Any], key: str = SIGNING_KEY) -> tuple[bytes, dict[st
 
 @asynccontextmanager
 async def nango_stage(
-    *webhook_urls: str, slack_redirect: str = "", rate_limit: int = 1000
+    *webhook_urls: str,
+    slack_redirect: str = "",
+    rate_limit: int = 1000,
+    token_rotation: bool = False,
 ) -> AsyncIterator[NangoStage]:
     """Serve a Nango that Slack knows as a place to come back to.
 
@@ -110,12 +113,13 @@ async def nango_stage(
         webhook_urls: Where Nango tells of connections.
         slack_redirect: A callback of our own that Slack knows besides.
         rate_limit: Requests per minute that Nango takes.
+        token_rotation: Whether Slack's tokens end after 12 hours.
     """
     clock = StageClock()
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
         bound = await stack.enter_async_context(bound_port())
-        config = example_config("http://127.0.0.1:9")
+        config = example_config("http://127.0.0.1:9", token_rotation=token_rotation)
         redirects = [*config.app.redirect_urls, f"{bound[1]}/oauth/callback"]
         redirects += [slack_redirect] if slack_redirect else []
         slack_app = dataclasses.replace(config.app, redirect_urls=tuple(redirects))

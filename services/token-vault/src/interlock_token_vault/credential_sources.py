@@ -54,6 +54,13 @@ class ConnectionNotFound(ServiceError):
     reason = "CONNECTION_NOT_FOUND"
 
 
+class ConnectionAwaited(ServiceError):
+    """Nobody has connected anything for this install yet."""
+
+    kind = Kind.PRECONDITION
+    reason = "CONNECTION_AWAITED"
+
+
 class ConnectionDead(ServiceError):
     """Slack no longer takes what the connection holds; it must be connected again."""
 
@@ -181,10 +188,15 @@ class Connections(CredentialSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A connection that Nango says was made for a tenant."""
+    """A connection that Nango says was made for a tenant.
+
+    Attributes:
+        is_renewal: It was there before, and was connected again.
+    """
 
     ref: ConnectionRef
     tenant_id: TenantId
+    is_renewal: bool = False
 
 
 class Hints(Protocol):

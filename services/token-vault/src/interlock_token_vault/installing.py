@@ -18,6 +18,7 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.connected_tokens import connection_of, require_own
 from interlock_token_vault.credential_sources import (
+    ConnectionAwaited,
     ConnectionDead,
     ConnectionNotFound,
     ConnectionNotYours,
@@ -242,6 +243,30 @@ class Installing:
                 await self._sleep(pause.total_seconds())
         return await self._take_connection(ask, ref)
 
+    async def find_outcome(self, ask: InstallAsk) -> Installed:
+        """Tell what came of an install by Nango that its webhook completes; changes nothing.
+
+        Raises:
+            ConnectionAwaited: Nothing yet.
+            InstallInProgress: It is being completed.
+            InstallNotOpen: No such install was started, or it was given up.
+            ConnectionNotYours, ConnectionDead, ScopesMissing, SlackAnswerUnusable,
+                WorkspaceTaken: It was refused.
+            DatabaseUnavailable: The database does not answer.
+        """
+        attempt = await self._store.find_attempt(ask.origin.grant_id)
+        if attempt is None or attempt.source != "nango":
+            raise InstallNotOpen
+        match attempt.state:
+            case AttemptState.STARTED:
+                raise ConnectionAwaited
+            case AttemptState.EXCHANGING | AttemptState.PENDING:
+                raise InstallInProgress
+            case AttemptState.DONE:
+                return await self._repeat(attempt)
+            case AttemptState.DROPPED:
+                raise _refusal_of(attempt.outcome)
+
     async def _take_connection(self, ask: InstallAsk, ref: ConnectionRef) -> Installed:
         nango = self._nango()
         if ref.provider_config_key != self._integration:
@@ -315,9 +340,18 @@ class Installing:
         )
 
     async def hear_of_connection(
-        self, ref: ConnectionRef, tenant_id: TenantId, origin: Origin
+        self, ref: ConnectionRef, tenant_id: TenantId, origin: Origin, *, is_renewal: bool = False
     ) -> str:
         """Take a webhook's hint: complete the newest open install of a tenant with it.
+
+        A new connection whose token is stored already is one that was completed
+        before. One that was connected again mostly has the token that it had.
+
+        Args:
+            ref: The connection.
+            tenant_id: Whose it is, as the webhook says.
+            origin: The call.
+            is_renewal: The webhook says that it was there before, and was connected again.
 
         Returns:
             What came of it, a stable word: `completed`, or why nothing did.
@@ -335,7 +369,8 @@ class Installing:
         try:
             fetched = await nango.fetch(ref)
             require_own(fetched, tenant_id, None)
-            if await self._store.is_ref_stored(self._keys.ref(fetched.token), None):
+            is_stored = await self._store.is_ref_stored(self._keys.ref(fetched.token), None)
+            if is_stored and not is_renewal:
                 return await self._note_hint(origin, "ALREADY_STORED")
             ask = InstallAsk(
                 grant=attempt.grant,
@@ -466,7 +501,7 @@ class Installing:
             case AttemptState.DONE:
                 return await self._repeat(attempt)
             case AttemptState.DROPPED:
-                raise refusal_of(attempt.outcome)
+                raise _refusal_of(attempt.outcome)
 
     async def _repeat(self, attempt: InstallAttempt) -> Installed:
         if attempt.installation_id is None:
@@ -1001,6 +1036,12 @@ def _facts_of(fetched: Fetched, client_id: ClientId) -> BotFacts:
         raise SlackAnswerUnusable
     answer = replace(fetched.answer, bot_token=fetched.token, refresh_token=None, expires_in_s=None)
     return read_facts(answer, client_id)
+
+
+def _refusal_of(reason: str) -> ServiceError:
+    """Make again the error that an attempt was dropped with, a connection's own included."""
+    own = {each.reason: each for each in (ConnectionNotYours, ConnectionDead)}
+    return own[reason]() if reason in own else refusal_of(reason)
 
 
 def _tokens_in(credential: _Credential) -> list[Secret[str]]:

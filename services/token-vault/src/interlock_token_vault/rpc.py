@@ -402,8 +402,11 @@ class InstallRpc(services.InstallServiceServicer):
         context: "_Context[pb.CompleteNangoInstallRequest, pb.CompleteNangoInstallResponse]",
     ) -> pb.CompleteNangoInstallResponse:
         ask = await self._grants.for_install(request.grant)
-        ref = ConnectionRef(request.provider_config_key, request.connection_id)
-        installed = await self._installing.complete_connection(ask, ref)
+        if request.provider_config_key or request.connection_id:
+            ref = ConnectionRef(request.provider_config_key, request.connection_id)
+            installed = await self._installing.complete_connection(ask, ref)
+        else:
+            installed = await self._installing.find_outcome(ask)
         return pb.CompleteNangoInstallResponse(
             installation=installation_message(installed.installation),
             is_reinstall=installed.is_reinstall,
@@ -425,7 +428,10 @@ class InstallRpc(services.InstallServiceServicer):
         outcome = "NO_CONNECTION"
         if hint is not None:
             outcome = await self._installing.hear_of_connection(
-                hint.ref, hint.tenant_id, call_origin(purpose="webhook")
+                hint.ref,
+                hint.tenant_id,
+                call_origin(purpose="webhook"),
+                is_renewal=hint.is_renewal,
             )
         _log.info("nango_webhook_heard", outcome=outcome)
         return pb.ReceiveNangoWebhookResponse()

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
 from interlock_token_vault.adapters.kms_keys import KmsKeys
 from interlock_token_vault.adapters.memory import (
@@ -23,6 +24,7 @@ from interlock_token_vault.adapters.memory import (
 from interlock_token_vault.connected_tokens import ConnectedTokens
 from interlock_token_vault.credential_sources import (
     TENANT_TAG,
+    ConnectionAwaited,
     ConnectionDead,
     ConnectionNotYours,
     ConnectionRef,
@@ -31,9 +33,21 @@ from interlock_token_vault.credential_sources import (
     NangoUnavailable,
 )
 from interlock_token_vault.domain.audit import Origin
-from interlock_token_vault.domain.install import BotIdentity, ExchangeAnswer
+from interlock_token_vault.domain.install import (
+    BotIdentity,
+    ExchangeAnswer,
+    InstallInProgress,
+    InstallNotOpen,
+    SlackAnswerUnusable,
+)
 from interlock_token_vault.domain.installation import ClientId, InstallationKey, TenantId
-from interlock_token_vault.install_ports import LEASE, InstallAsk, Installed, SlackApp
+from interlock_token_vault.install_ports import (
+    LEASE,
+    IdentityUnavailable,
+    InstallAsk,
+    Installed,
+    SlackApp,
+)
 from interlock_token_vault.installing import Installing
 from interlock_token_vault.vault import NeedsReinstall, ReadAsk, ReleasedToken, TokenVault
 
@@ -239,6 +253,63 @@ async def test_a_reinstall_reconnects_what_is_there(stage: Stage) -> None:
     assert second.installation.id == first.installation.id
     assert second.is_reinstall
     assert stage.nango.deleted == []
+
+
+async def test_what_came_of_an_install_is_told_to_who_started_it(stage: Stage) -> None:
+    """Nothing yet, then the installation, without taking anything."""
+    ask = await stage.begin()
+    with pytest.raises(ConnectionAwaited):
+        await stage.installing.find_outcome(ask)
+    installed = await stage.installing.complete_connection(ask, REF)
+    before = stage.faults.calls["nango.fetch"]
+    assert await stage.installing.find_outcome(ask) == installed
+    assert stage.faults.calls["nango.fetch"] == before
+    unknown = replace(ask, origin=replace(ask.origin, grant_id="jti-unknown"))
+    with pytest.raises(InstallNotOpen):
+        await stage.installing.find_outcome(unknown)
+
+
+async def test_an_install_under_way_is_neither_awaited_nor_over(stage: Stage) -> None:
+    """While identity is away the connection is there, and the install goes on."""
+    ask = await stage.begin()
+    stage.faults.fail_next("claims.claim", IdentityUnavailable())
+    with pytest.raises(IdentityUnavailable):
+        await stage.installing.complete_connection(ask, REF)
+    with pytest.raises(InstallInProgress):
+        await stage.installing.find_outcome(ask)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "error", "told"),
+    [
+        ("contoso", None, ConnectionNotYours),
+        ("northwind", ConnectionDead(), ConnectionDead),
+        ("northwind", SlackAnswerUnusable(), SlackAnswerUnusable),
+    ],
+)
+async def test_why_an_install_was_refused_is_told_to_who_started_it(
+    stage: Stage, tenant: str, error: ServiceError | None, told: type[ServiceError]
+) -> None:
+    """The person at the browser reads the webhook's refusal."""
+    ask = await stage.begin()
+    stage.connect("xoxb-1", tenant=tenant)
+    if error is not None:
+        stage.faults.fail_next("nango.fetch", error)
+    with pytest.raises(told):
+        await stage.installing.complete_connection(ask, REF)
+    with pytest.raises(told):
+        await stage.installing.find_outcome(ask)
+
+
+async def test_a_hint_of_a_renewal_counts_though_its_token_is_stored(stage: Stage) -> None:
+    """Slack mostly answers a reinstall with the token that was there; a replay is told apart."""
+    await stage.install()
+    ask = await stage.begin("two")
+    hear = stage.installing.hear_of_connection
+    assert await hear(REF, NORTHWIND, ask.origin) == "ALREADY_STORED"
+    assert await hear(REF, NORTHWIND, ask.origin, is_renewal=True) == "completed"
+    assert (await stage.installing.find_outcome(ask)).is_reinstall
+    assert await hear(REF, NORTHWIND, ask.origin, is_renewal=True) == "NO_OPEN_INSTALL"
 
 
 async def test_a_dropped_install_leaves_no_connection(stage: Stage) -> None:

@@ -75,7 +75,8 @@ class NangoWebhooks:
         if not all(isinstance(name, str) and name for name in names):
             return None
         key, connection_id, tenant_id = map(str, names)
-        return Hint(ConnectionRef(key, connection_id), TenantId(tenant_id))
+        is_renewal = told["operation"] == "override"
+        return Hint(ConnectionRef(key, connection_id), TenantId(tenant_id), is_renewal)
 
 
 def _sign(key: Secret[str], body: bytes) -> bytes:

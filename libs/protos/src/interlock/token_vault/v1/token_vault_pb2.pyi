@@ -288,7 +288,9 @@ class CompleteNangoInstallRequest(_message.Message):
     provider_config_key: _builtins.str
     """Nango's integration id."""
     connection_id: _builtins.str
-    """Nango's connection id; opaque."""
+    """Nango's connection id; opaque. Empty, as the integration id then is: nothing is
+    taken, and the answer is what came of the install by its webhook.
+    """
     def __init__(
         self,
         *,

@@ -95,8 +95,9 @@ class InstallServiceServicer:
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
         when the connection's tenant tag differs from the grant's tenant;
-        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
-        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
+        CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
+        NANGO_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

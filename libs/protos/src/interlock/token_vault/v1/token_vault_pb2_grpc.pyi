@@ -51,8 +51,9 @@ class InstallServiceStub:
 
     Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
     when the connection's tenant tag differs from the grant's tenant;
-    FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
-    NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+    FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
+    CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
+    NANGO_UNAVAILABLE.
     """
     ReceiveNangoWebhook: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ReceiveNangoWebhookRequest, _token_vault_pb2.ReceiveNangoWebhookResponse]
     """Verify a Nango webhook over its raw bytes and act on it as a hint only.
@@ -108,8 +109,9 @@ class InstallServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
         when the connection's tenant tag differs from the grant's tenant;
-        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
-        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
+        CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
+        NANGO_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
