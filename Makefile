@@ -19,8 +19,8 @@ help: ## Print this list
 setup: ## Set up .venv from the hash-pinned lock (needs a network the first time)
 	@tools/setup.sh
 
-run: setup ## Start everything and stay; INTERLOCK_PORT=8080, RESET=1 starts over
-	@$(INTERLOCK) run $(if $(RESET),--reset)
+run: setup ## Start everything and stay; INTERLOCK_PORT=8080, RESET=1 starts over, NANGO=1 installs by it
+	@$(INTERLOCK) run $(if $(RESET),--reset) $(if $(NANGO),--nango)
 
 demo: setup ## Drive the whole product without a browser; exit 0 only if all of it worked
 	@$(INTERLOCK) demo

@@ -18,6 +18,8 @@ ELSEWHERE = {
     "services/token-vault/src/interlock_token_vault/credential_sources.py": 1,
     # Nango's connect session goes to the browser that asked for it.
     "services/gateway/src/interlock_gateway/edge/connect_routes.py": 2,
+    # Its link, where the browser is sent by a page.
+    "services/gateway/src/interlock_gateway/edge/connect_pages.py": 1,
     # Connection strings: validated, joined with a role's password, handed to the driver.
     "libs/chassis/src/interlock_chassis/config.py": 1,
     "libs/chassis/src/interlock_chassis/database.py": 8,

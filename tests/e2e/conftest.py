@@ -15,13 +15,14 @@ from interlock_cli.steps import Steps
 
 
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    """Run everything on ports and files of its own."""
+async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """Run everything on ports and files of its own; as `nango`, with installs by Nango."""
     data = DataFolder(tmp_path / "data")
     steps = Steps(Console(file=io.StringIO()))
     edge_port = choose_ports({"edge": 0})["edge"]
     try:
-        async with launched(data, edge_port=edge_port, steps=steps) as running:
+        by_nango = getattr(request, "param", "") == "nango"
+        async with launched(data, edge_port=edge_port, steps=steps, by_nango=by_nango) as running:
             yield running
     finally:
         data.close()

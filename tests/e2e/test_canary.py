@@ -222,8 +222,8 @@ async def premises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     apps.write_text(json.dumps({"apps": {"canary": CLIENT}}))
     async with collecting() as (kept, endpoint), aiohttp.ClientSession() as http:
 
-        def talkative(*arguments: Any) -> list[Program]:
-            programs = make_programs(*arguments)
+        def talkative(*arguments: Any, **options: Any) -> list[Program]:
+            programs = make_programs(*arguments, **options)
             config = data.folder("sandbox") / "config.json"
             config.write_text(json.dumps(json.loads(config.read_text()) | {"token_rotation": True}))
             return [_talkative(program, endpoint, apps) for program in programs]

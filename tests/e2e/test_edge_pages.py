@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from yarl import URL
 
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_cli.scratch_databases import ScratchDatabases
@@ -333,6 +334,92 @@ async def test_every_state_reads_well(
         await expect(page.get_by_role("heading", level=1)).to_have_text(state.heading)
         await judge(page, f"{state.name}-dark" if scheme == "dark" else state.name)
         await page.context.close()
+
+
+CONNECTED = "/work-apps/slack/install/connected"
+BY_NANGO = [
+    State("connect", "ann", INSTALL, 200, "Add Interlock to a Slack workspace?"),
+    State(
+        "connect-again",
+        "ann",
+        f"{INSTALL}?workspace=wsw_1",
+        200,
+        "Connect this Slack workspace again?",
+    ),
+    State("connect-member", "bob", INSTALL, 403, "Your role does not allow this"),
+    State("connect-over", "ann", CONNECTED, 400, "This install is over"),
+    State("connect-dashboard", "ann", HOME, 200, "Workspaces", _each_status),
+    State("connect-dashboard-empty", "ann", HOME, 200, "Workspaces", _no_workspace),
+]
+
+
+@pytest.fixture
+async def nango_site(cluster: ScratchDatabases, unused_tcp_port: int) -> AsyncIterator[Site]:
+    """Serve edge as a deployment that installs by Nango."""
+    changes = {
+        "public_url": f"http://127.0.0.1:{unused_tcp_port}",
+        "nango_connect_url": URL("https://nango.example"),
+    }
+    async with fresh_site(cluster, changes, listen=f"127.0.0.1:{unused_tcp_port}") as site:
+        yield site
+
+
+@pytest.mark.parametrize("state", [pytest.param(each, id=each.name) for each in BY_NANGO])
+async def test_every_state_by_nango_reads_well(
+    browser: Browser, nango_site: Site, judge: Judge, state: State
+) -> None:
+    """The same judges for a deployment whose button leads to Nango."""
+    await test_every_state_reads_well(browser, nango_site, judge, state)
+
+
+async def test_a_workspace_is_connected_in_another_tab(
+    browser: Browser, nango_site: Site, judge: Judge
+) -> None:
+    """By keyboard: out to Nango in a new tab, back here, not yet, and at last installed."""
+    page = await _open(browser, nango_site, "ann")
+    await page.context.route(
+        "https://nango.example/**", lambda route: route.fulfill(body="<title>Nango</title>")
+    )
+    await page.goto(_url(nango_site, HOME))
+    await page.get_by_role("link", name="Add to Slack").focus()
+    await page.keyboard.press("Enter")
+    async with page.context.expect_page() as opening:
+        await page.get_by_role("button", name="Connect at Nango (new tab)").focus()
+        await page.keyboard.press("Enter")
+    there = await opening.value
+    await expect(there).to_have_title("Nango")
+    assert there.url == "https://nango.example/?t=1"
+    await there.close()
+    nango_site.vault.fail = refusal(Kind.PRECONDITION, "CONNECTION_AWAITED")
+    await page.get_by_role("link", name="I have connected it").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Not connected yet")
+    await judge(page, "connecting")
+    nango_site.vault.fail = refusal(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    await page.get_by_role("link", name="Check again").click()
+    await judge(page, "connecting-unavailable")
+    nango_site.vault.fail = None
+    await page.reload()
+    await expect(page.get_by_role("status")).to_contain_text("Interlock is installed in")
+    await judge(page, "connect-installed")
+    await page.context.close()
+
+
+async def test_a_workspace_of_others_is_told_on_the_page(
+    browser: Browser, nango_site: Site, judge: Judge
+) -> None:
+    """What the webhook's completion was refused with is what the person reads."""
+    page = await _open(browser, nango_site, "ann")
+    await page.context.route("https://nango.example/**", lambda route: route.fulfill(body="-"))
+    await page.goto(_url(nango_site, INSTALL))
+    async with page.context.expect_page():
+        await page.get_by_role("button", name="Connect at Nango (new tab)").click()
+    nango_site.vault.fail = refusal(Kind.CONFLICT, "WORKSPACE_TAKEN")
+    await page.get_by_role("link", name="I have connected it").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(
+        "This workspace belongs to another organization"
+    )
+    await judge(page, "connect-taken")
+    await page.context.close()
 
 
 async def test_settings_are_saved_by_keyboard_alone(

@@ -1,5 +1,6 @@
 """The main path in a real browser, with a picture of every page."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -166,6 +167,33 @@ async def _inspect(ada: _Visitor) -> None:
     await page.get_by_role("link", name="People").click()
     await ada.sees("user.linked", MIA.name, "token.issued")
     await _picture(page, "13-audit-people")
+
+
+@pytest.mark.parametrize("running", ["nango"], indirect=True)
+async def test_a_workspace_comes_in_by_nangos_page(browser: Browser, running: Running) -> None:
+    """From the button to Nango, Slack and back: the webhook completes it, the page says so."""
+    ada = await _Visitor.open(browser)
+    page = ada.page
+    await page.goto(f"{running.urls.edge}/")
+    await page.get_by_role("link", name="Sign in").first.click()
+    await page.get_by_role("button", name=ADA.name).click()
+    await page.get_by_role("link", name="Add to Slack").first.click()
+    await _picture(page, "13-connect")
+    there = await ada.follow(page.get_by_role("button", name="Connect at Nango (new tab)"))
+    await page.get_by_role("link", name="I have connected it").click()
+    await ada.sees("Not connected yet")
+    await _picture(page, "14-not-connected-yet")
+    await there.get_by_role("link", name="Connect Slack work app").click()
+    await there.get_by_role("radio", name=ADA.name).check()
+    await there.get_by_role("button", name="Allow").click()
+    await expect(there.get_by_role("heading", name="Connected")).to_be_visible()
+    await there.close()
+    async with asyncio.timeout(60):
+        while await page.get_by_role("heading", name="Not connected yet").count():
+            await page.get_by_role("link", name="Check again").click()
+    await ada.sees("Interlock is installed in", "Northwind")
+    await _picture(page, "15-connected")
+    assert ada.complaints == []
 
 
 async def test_whole_path_by_mouse_and_keyboard(browser: Browser, running: Running) -> None:

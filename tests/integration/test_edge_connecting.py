@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_cli.scratch_databases import ScratchDatabases
-from tests.support.edge_site import BASE_HEADERS, Answer, Site, cookies_of, fresh_site
+from tests.support.edge_site import ACME, BASE_HEADERS, Answer, Site, cookies_of, fresh_site
 
 REQUESTS = "/work-apps/slack/install/requests"
 COMPLETE = "/work-apps/slack/install/complete"
@@ -145,6 +147,128 @@ async def test_a_malformed_body_is_refused(site: Site, path: str, body: Any) -> 
     cookie = await _connect(site)
     answer = await _post(site, path, body, connect=cookie)
     assert (answer.status, json.loads(answer.body)["error"]) == (400, "MALFORMED_BODY")
+
+
+# The pages of a deployment that installs by Nango.
+
+
+NANGO = "https://nango.example"
+HOME = "/work-apps/slack/"
+INSTALL = "/work-apps/slack/install"
+CONNECT = "/work-apps/slack/install/connect"
+CONNECTED = "/work-apps/slack/install/connected"
+
+
+@pytest.fixture
+async def pages(cluster: ScratchDatabases) -> AsyncIterator[Site]:
+    """Serve edge where Nango is told to be at `nango.example`."""
+    async with fresh_site(cluster, {"nango_connect_url": URL(NANGO)}) as site:
+        yield site
+
+
+async def _set_out(pages: Site, who: str = "ann", **fields: str) -> str:
+    """Press the button; returns the cookie."""
+    token = (await pages.get(INSTALL, who)).form_token()
+    answer = await pages.post(CONNECT, {"csrf": token, **fields}, who)
+    assert (answer.status, answer.location) == (303, f"{NANGO}/?t=1")
+    return answer.cookie("connect")
+
+
+async def test_the_button_leads_to_nango_and_back_to_what_came_of_it(pages: Site) -> None:
+    """The install is asked for with its grant alone; nothing that the browser says counts."""
+    cookie = await _set_out(pages)
+    pages.vault.fail = RemoteError(Kind.PRECONDITION, "CONNECTION_AWAITED")
+    waiting = await pages.get(CONNECTED, "ann", connect=cookie)
+    assert (waiting.status, "Not connected yet" in waiting.text) == (200, True)
+    pages.vault.fail = RemoteError(Kind.LOST_RACE, "INSTALL_IN_PROGRESS")
+    assert (await pages.get(CONNECTED, "ann", connect=cookie)).status == 200
+    pages.vault.fail = None
+    done = await pages.get(CONNECTED, "ann", connect=cookie)
+    assert (done.status, done.location) == (303, f"{HOME}?installed=T0ACME")
+    assert {each[1:] for each in pages.vault.completed} == {("", "")}
+    assert (await pages.get(CONNECTED, "ann", connect=cookie)).status == 400
+
+
+async def test_the_dashboard_leads_to_the_page_that_asks(pages: Site) -> None:
+    """Every button that installs is a link there; a reinstall names its workspace."""
+    dashboard = (await pages.get(HOME, "ann")).text
+    assert f'<a class="button " href="{INSTALL}">Add to Slack</a>' in dashboard
+    assert f'action="{INSTALL}"' not in dashboard
+    pages.identity.workspaces["acme"] = [replace(ACME, status="needs_reinstall")]
+    dashboard = (await pages.get(HOME, "ann")).text
+    assert f'href="{INSTALL}?workspace=wsw_1">Reinstall</a>' in dashboard
+    again = await pages.get(f"{INSTALL}?workspace=wsw_1", "ann")
+    assert 'name="workspace" value="wsw_1"' in again.text
+
+
+async def test_a_reinstall_connects_the_same_connection_again(pages: Site) -> None:
+    """So that no second one appears; only a workspace of the tenant's own counts."""
+    await _set_out(pages, workspace="wsw_1")
+    assert pages.vault.connecting[0][1] == "T0ACME"
+    token = (await pages.get(INSTALL, "ann")).form_token()
+    foreign = await pages.post(CONNECT, {"csrf": token, "workspace": "wsw_9"}, "ann")
+    assert foreign.status == 404
+
+
+@pytest.mark.parametrize(("who", "status"), [("", 401), ("bob", 403), ("val", 403)])
+async def test_only_an_owner_or_admin_sees_the_pages(pages: Site, who: str, status: int) -> None:
+    """The question, the button and the result are theirs."""
+    token = (await pages.get(INSTALL, "ann")).form_token()
+    assert (await pages.get(INSTALL, who)).status == status
+    assert (await pages.get(CONNECTED, who)).status == status
+    assert (await pages.post(CONNECT, {"csrf": token}, who)).status in {status, 403}
+    assert pages.vault.connecting == []
+
+
+async def test_the_result_is_only_for_who_set_out(pages: Site) -> None:
+    """Another session, no cookie, a forged one: none of them learns what came of it."""
+    cookie = await _set_out(pages)
+    for forged in ("", "x", f"{'A' * 43}.{'B' * 43}"):
+        assert (await pages.get(CONNECTED, "ann", connect=forged)).status == 400
+    assert (await pages.get(CONNECTED, "ada", connect=cookie)).status == 403
+    assert pages.audited("install_of_other_session_refused") == 1
+    assert pages.vault.completed == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "status"),
+    [
+        (Kind.CONFLICT, "WORKSPACE_TAKEN", 409),
+        (Kind.PRECONDITION, "SCOPES_MISSING", 422),
+        (Kind.PRECONDITION, "CONNECTION_DEAD", 422),
+        (Kind.FORBIDDEN, "CONNECTION_NOT_YOURS", 403),
+        (Kind.PRECONDITION, "INSTALL_NOT_OPEN", 400),
+        (Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", 503),
+        (Kind.UNAUTHENTICATED, "INVALID_TOKEN", 400),
+    ],
+)
+async def test_every_end_by_nango_has_a_page(
+    pages: Site, kind: Kind, reason: str, status: int
+) -> None:
+    """It says what happened and what to do; a grant that ran out is an install that is over."""
+    cookie = await _set_out(pages)
+    pages.vault.fail = RemoteError(kind, reason)
+    answer = await pages.get(CONNECTED, "ann", connect=cookie)
+    assert answer.status == status
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert answer.headers["X-Request-Id"] in answer.text
+
+
+async def test_browsers_are_sent_to_nangos_page_alone(cluster: ScratchDatabases) -> None:
+    """A link to anywhere else is not followed, and forms may lead nowhere else either."""
+    async with fresh_site(cluster, {"nango_connect_url": URL("https://other.example")}) as site:
+        page = await site.get(INSTALL, "ann")
+        assert "https://other.example" in page.headers["Content-Security-Policy"]
+        answer = await site.post(CONNECT, {"csrf": page.form_token()}, "ann")
+        assert answer.status == 502
+        assert not {"Location", "Set-Cookie"} & set(answer.headers)
+
+
+async def test_without_a_nango_the_pages_are_those_of_slack(site: Site) -> None:
+    """Nothing leads to Nango, and its pages are not there."""
+    assert "Nango" not in (await site.get(INSTALL, "ann")).text
+    assert (await site.get(CONNECTED, "ann")).status == 404
+    assert NANGO not in (await site.get(INSTALL, "ann")).headers["Content-Security-Policy"]
 
 
 # The webhook.

@@ -56,11 +56,16 @@ def run(
         typer.Option(envvar="INTERLOCK_PORT", min=0, max=65535, help="Port; 0 is any free one."),
     ] = 8080,
     reset: Annotated[bool, typer.Option("--reset", help="Start over.")] = False,
+    nango: Annotated[
+        bool, typer.Option("--nango", help="Install by the sandbox's Nango, not from Slack.")
+    ] = False,
 ) -> None:
     """Start everything on this machine and stay until Ctrl-C."""
     from interlock_cli.run import run as run_product  # noqa: PLC0415 - help needs none of it.
 
-    raise typer.Exit(run_product(data_dir, port=port, reset=reset, console=Console()))
+    raise typer.Exit(
+        run_product(data_dir, port=port, reset=reset, console=Console(), by_nango=nango)
+    )
 
 
 @app.command()

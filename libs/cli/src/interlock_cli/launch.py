@@ -39,7 +39,9 @@ class Running:
 
 
 @asynccontextmanager
-async def launched(data: DataFolder, *, edge_port: int, steps: Steps) -> AsyncIterator[Running]:
+async def launched(
+    data: DataFolder, *, edge_port: int, steps: Steps, by_nango: bool = False
+) -> AsyncIterator[Running]:
     """Run the product while the context is open.
 
     Call it from the main thread: the processes end with the thread that
@@ -49,6 +51,7 @@ async def launched(data: DataFolder, *, edge_port: int, steps: Steps) -> AsyncIt
         data: Where keys, databases and logs are kept.
         edge_port: Where browsers and Slack reach the product.
         steps: Told what is done and how long it took.
+        by_nango: Whether the dashboard installs by the sandbox's Nango.
 
     Raises:
         ConfigError: A credential file is blank or ends in a newline.
@@ -68,7 +71,7 @@ async def launched(data: DataFolder, *, edge_port: int, steps: Steps) -> AsyncIt
             databases = await _prepare_databases(data, postgres)
         ports = data.ports(PORTS) | {"edge": edge_port}
         with steps.step("Keys and certificates"):
-            programs = make_programs(data, ports, databases, credentials)
+            programs = make_programs(data, ports, databases, credentials, by_nango=by_nango)
         await _start(supervisor, programs, steps)
         yield Running(data, Urls.of(ports), credentials, postgres, supervisor)
     finally:

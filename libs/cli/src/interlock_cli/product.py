@@ -102,6 +102,8 @@ def make_programs(
     ports: Mapping[str, int],
     databases: Mapping[str, DatabaseUrls],
     credentials: SlackCredentials | None,
+    *,
+    by_nango: bool = False,
 ) -> list[Program]:
     """Return every process of the product, in the order to start them.
 
@@ -113,8 +115,9 @@ def make_programs(
         ports: A port for each name of PORTS, and `edge`.
         databases: How to reach each database, by its plan's name.
         credentials: Of a real Slack app; None uses the sandbox's Slack.
+        by_nango: Whether the dashboard installs by the sandbox's Nango; not with a real app.
     """
-    product = _Product(data, ports, databases, credentials)
+    product = _Product(data, ports, databases, credentials, by_nango=by_nango)
     return [
         product.sandbox(),
         product.runner(),
@@ -134,7 +137,10 @@ class _Product:
         ports: Mapping[str, int],
         databases: Mapping[str, DatabaseUrls],
         credentials: SlackCredentials | None,
+        *,
+        by_nango: bool,
     ) -> None:
+        self._by_nango = by_nango
         self._data = data
         self._ports = ports
         self._urls = Urls.of(ports)
@@ -165,6 +171,8 @@ class _Product:
         }
         if self._credentials is None:
             settings |= {"SLACK_URL": self._urls.slack, "PLAYGROUND_URL": self._urls.slack}
+            if self._by_nango:
+                settings["NANGO_CONNECT_URL"] = _url(self._ports["nango"])
         return self._service("gateway-edge", "interlock_gateway", "edge", settings)
 
     def worker(self) -> Program:

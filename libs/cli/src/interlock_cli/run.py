@@ -25,7 +25,7 @@ class CannotRun(Exception):
     """The product cannot be started; the message is one line for the user."""
 
 
-def run(data_dir: Path, *, port: int, reset: bool, console: Console) -> int:
+def run(data_dir: Path, *, port: int, reset: bool, console: Console, by_nango: bool = False) -> int:
     """Start everything and stay until a signal asks to stop.
 
     Prints `Ready: URL` last.
@@ -35,13 +35,14 @@ def run(data_dir: Path, *, port: int, reset: bool, console: Console) -> int:
         port: Where browsers and Slack reach us; 0 takes any free port.
         reset: Start over, without what earlier runs kept.
         console: Where to print.
+        by_nango: Whether the dashboard installs by the sandbox's Nango.
 
     Returns:
         0 after a signal; 1 when it could not start or a part ended by itself.
     """
     try:
         with _own_terminal(os.environ):
-            return asyncio.run(_run(data_dir, port, reset, console))
+            return asyncio.run(_run(data_dir, port, console, reset=reset, by_nango=by_nango))
     except (CannotRun, DataFolderInUse, PostgresError, ProgramEnded) as problem:
         _say(console, str(problem))
     except IncompleteCredentials as problem:
@@ -54,14 +55,14 @@ def run(data_dir: Path, *, port: int, reset: bool, console: Console) -> int:
     return 1
 
 
-async def _run(data_dir: Path, port: int, reset: bool, console: Console) -> int:
+async def _run(data_dir: Path, port: int, console: Console, *, reset: bool, by_nango: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     if port and not is_port_free(port):
         raise CannotRun(f"port {port} is taken; set INTERLOCK_PORT to a free one")
-    serving = asyncio.create_task(_serve(data_dir, port, reset, console))
+    serving = asyncio.create_task(_serve(data_dir, port, console, reset=reset, by_nango=by_nango))
     waits = [asyncio.create_task(stop.wait()), asyncio.create_task(_make_gives_up())]
     await asyncio.wait([serving, *waits], return_when=asyncio.FIRST_COMPLETED)
     for task in waits:
@@ -75,12 +76,14 @@ async def _run(data_dir: Path, port: int, reset: bool, console: Console) -> int:
     return await serving
 
 
-async def _serve(data_dir: Path, port: int, reset: bool, console: Console) -> int:
+async def _serve(
+    data_dir: Path, port: int, console: Console, *, reset: bool, by_nango: bool
+) -> int:
     steps = Steps(console)
     data = DataFolder(data_dir, reset=reset)
     try:
         edge_port = port or choose_ports({"edge": 0})["edge"]
-        async with launched(data, edge_port=edge_port, steps=steps) as running:
+        async with launched(data, edge_port=edge_port, steps=steps, by_nango=by_nango) as running:
             _introduce(running, steps)
             ended = await running.wait_for_end()
         raise ended

@@ -25,6 +25,10 @@ def _without_path(url: URL) -> URL:
     return url.origin()
 
 
+def _origin_only(url: URL | None) -> URL | None:
+    return None if url is None else _without_path(url)
+
+
 def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
     for item in items:
         try:
@@ -83,6 +87,10 @@ class EdgeSettings(ServiceSettings):
 
     slack_url: Annotated[SlackUrl, AfterValidator(_without_path)] = URL("https://slack.com")
     """Where Slack's own pages are."""
+
+    nango_connect_url: Annotated[HttpUrl | None, AfterValidator(_origin_only)] = None
+    """Where Nango's Connect page is, such as `https://connect.nango.dev`; with it the dashboard
+    installs by Nango, and without it directly from Slack."""
 
     trusted_proxies: Annotated[CommaList, AfterValidator(_networks)] = ()
     """Networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""

@@ -18,9 +18,10 @@ from interlock_gateway.edge.metrics import EdgeMetrics
 from interlock_gateway.edge.policy import Action
 from interlock_gateway.edge.ports import Vault
 
-_COOKIE = "connect"
-# As long as the state lives in the database.
-_COOKIE_SECONDS = 600
+CONNECT_COOKIE = "connect"
+CONNECT_COOKIE_SECONDS = 600
+"""As long as the state lives in the database."""
+
 _MAX_BODY_BYTES = 16 * 1024
 # What the vault takes; Nango's largest webhooks are below 2 KiB.
 _MAX_WEBHOOK_BYTES = 60 * 1024
@@ -65,7 +66,7 @@ class ConnectRoutes:
                 .replace("+00:00", "Z"),
             }
         )
-        set_cookie(response, _COOKIE, cookie, _COOKIE_SECONDS)
+        set_cookie(response, CONNECT_COOKIE, cookie, CONNECT_COOKIE_SECONDS)
         return response
 
     async def _complete(self, request: web.Request) -> web.Response:
@@ -74,7 +75,7 @@ class ConnectRoutes:
         key, connection_id = _name(body, "providerConfigKey"), _name(body, "connectionId")
         try:
             installed = await self._connecting.complete(
-                visit.person, take_cookie(request, _COOKIE), key, connection_id
+                visit.person, take_cookie(request, CONNECT_COOKIE), key, connection_id
             )
         except NotYourInstall:
             self._metrics.audit(
@@ -86,7 +87,7 @@ class ConnectRoutes:
         response = web.json_response(
             {"slackTeamId": installed.slack_team_id, "isReinstall": installed.is_reinstall}
         )
-        end_cookie(response, _COOKIE)
+        end_cookie(response, CONNECT_COOKIE)
         return response
 
     async def _hear(self, request: web.Request) -> web.Response:

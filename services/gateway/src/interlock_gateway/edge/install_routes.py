@@ -41,11 +41,22 @@ class InstallRefusedBySlack(ServiceError):
 
 
 class InstallRoutes:
-    """Serve the install pages."""
+    """Serve the install pages.
+
+    Args:
+        asks: Whether the page that asks is here; else another one stands in its place.
+    """
 
     def __init__(
-        self, *, browser: Browser, pages: Pages, installing: Installing, metrics: EdgeMetrics
+        self,
+        *,
+        browser: Browser,
+        pages: Pages,
+        installing: Installing,
+        metrics: EdgeMetrics,
+        asks: bool = True,
     ) -> None:
+        self._asks = asks
         self._browser = browser
         self._pages = pages
         self._installing = installing
@@ -54,7 +65,7 @@ class InstallRoutes:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
         return [
-            web.get(paths.INSTALL, self._ask),
+            *([web.get(paths.INSTALL, self._ask)] if self._asks else []),
             web.post(paths.INSTALL, self._start),
             web.get(paths.INSTALL_CALLBACK, self._finish),
         ]

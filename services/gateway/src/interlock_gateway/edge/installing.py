@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
-from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.errors import Kind, RemoteError, ServiceError
 from interlock_chassis.secret import Secret
 from interlock_gateway.edge.ports import (
     ConnectSession,
@@ -28,6 +28,8 @@ from interlock_gateway.edge.ports import (
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,512}", re.ASCII)
 # 32 random bytes as base64url, for the state and for the cookie that binds it.
 _RANDOM = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+# The vault's word for a connection that nobody has made yet.
+AWAITED = "CONNECTION_AWAITED"
 
 
 class InstallStateSpent(ServiceError):
@@ -206,7 +208,7 @@ class Connecting:
     async def complete(
         self, person: Person, cookie: str, provider_config_key: str, connection_id: str
     ) -> Installed:
-        """Take the state and let the vault take the connection.
+        """Take the state and let the vault take the connection; "" asks only what came of it.
 
         The state is put back where a repeat may help.
 
@@ -227,8 +229,26 @@ class Connecting:
                 started.grant, provider_config_key, connection_id
             )
         except ServiceError as error:
-            if error.kind in {Kind.UNAVAILABLE, Kind.LOST_RACE}:
+            if error.kind in {Kind.UNAVAILABLE, Kind.LOST_RACE} or error.reason == AWAITED:
                 await self._states.put_state(_sha256(state), _sha256(secret), started)
+            raise
+
+    async def find_outcome(self, person: Person, cookie: str) -> Installed | None:
+        """Ask what came of an install that Nango's webhook completes; None for nothing yet.
+
+        The state is taken with the outcome, and kept where there is none yet.
+
+        Raises:
+            InstallStateSpent, NotYourInstall, RemoteError: As `complete`.
+        """
+        try:
+            return await self.complete(person, cookie, "", "")
+        except RemoteError as error:
+            if error.reason == AWAITED or error.kind is Kind.LOST_RACE:
+                return None
+            if error.kind is Kind.UNAUTHENTICATED:
+                # The grant of whoever started it has run out.
+                raise InstallStateSpent from None
             raise
 
 

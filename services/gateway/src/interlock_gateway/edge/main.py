@@ -26,6 +26,7 @@ from interlock_gateway.edge.api_routes import ApiRoutes
 from interlock_gateway.edge.audit_routes import AuditRoutes
 from interlock_gateway.edge.browser import Browser
 from interlock_gateway.edge.config import EdgeSettings
+from interlock_gateway.edge.connect_pages import ConnectPages
 from interlock_gateway.edge.connect_routes import ConnectRoutes
 from interlock_gateway.edge.csrf import CsrfTokens
 from interlock_gateway.edge.http import Proxies
@@ -118,6 +119,7 @@ def build_app(
         states=database,
         new_secret=lambda: secrets.token_urlsafe(_SECRET_BYTES),
     )
+    nango = settings.nango_connect_url
     linking = Linking(
         identity=identity,
         worker=worker,
@@ -132,16 +134,32 @@ def build_app(
         administering=administering,
         slack=slack,
         playground_url=str(settings.playground_url or ""),
+        is_by_nango=nango is not None,
     )
     return make_app(
         routes=[
             *SlackRoutes(_admission(settings, database, clock), metrics).routes(),
             *InstallRoutes(
-                browser=browser, pages=pages, installing=installing, metrics=metrics
+                browser=browser,
+                pages=pages,
+                installing=installing,
+                metrics=metrics,
+                asks=nango is None,
             ).routes(),
             *ConnectRoutes(
                 browser=browser, connecting=connecting, vault=vault, metrics=metrics
             ).routes(),
+            *(
+                ConnectPages(
+                    browser=browser,
+                    pages=pages,
+                    connecting=connecting,
+                    metrics=metrics,
+                    origin=nango,
+                ).routes()
+                if nango is not None
+                else []
+            ),
             *LinkRoutes(
                 browser=browser, pages=pages, linking=linking, slack=slack, metrics=metrics
             ).routes(),
@@ -157,7 +175,7 @@ def build_app(
         browser=browser,
         proxies=proxies,
         metrics=metrics,
-        addresses=Addresses(settings.public_url, settings.auth_url, settings.slack_url),
+        addresses=Addresses(settings.public_url, settings.auth_url, settings.slack_url, nango),
     )
 
 

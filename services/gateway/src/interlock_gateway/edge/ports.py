@@ -410,10 +410,11 @@ class Vault(Protocol):
     async def complete_connection(
         self, grant: Secret[str], provider_config_key: str, connection_id: str
     ) -> Installed:
-        """Take a connection and activate the installation.
+        """Take a connection and activate the installation; "" and "" ask what came of it.
 
         Reasons as `complete_install`, and CONNECTION_NOT_FOUND, CONNECTION_NOT_YOURS,
-        CONNECTION_DEAD, INSTALL_IN_PROGRESS, and as `start_connecting`.
+        CONNECTION_DEAD, INSTALL_IN_PROGRESS, and as `start_connecting`; CONNECTION_AWAITED
+        where nothing came yet.
         """
         ...
 

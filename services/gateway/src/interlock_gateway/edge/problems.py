@@ -214,6 +214,12 @@ BY_REASON: Mapping[str, Problem] = MappingProxyType(
             "Nango did not take our request",
             "Nothing was installed. Give your operator the request id below.",
         ),
+        "CONNECT_PAGE_ELSEWHERE": Problem(
+            HTTPStatus.BAD_GATEWAY,
+            "Nango's page is not where we expect it",
+            "Nothing was installed. Your operator has to set where Nango's Connect page is; give "
+            "them the request id below.",
+        ),
         "CONNECTION_NOT_FOUND": Problem(
             HTTPStatus.NOT_FOUND,
             "There is no such connection",

@@ -55,11 +55,13 @@ class Addresses:
         public: Our own origin.
         auth: The auth server.
         slack: Slack's pages.
+        nango: Nango's Connect page, where installs go by it.
     """
 
     public: URL
     auth: URL
     slack: URL
+    nango: URL | None = None
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -71,10 +73,12 @@ class Addresses:
         """Allow our own style and images, and nothing else.
 
         Browsers hold the redirect after a form to `form-action` too: an install ends
-        at Slack, which passes it on to the workspace's own host, and a form whose
-        session is over at the auth server.
+        at Slack, which passes it on to the workspace's own host, or at Nango, and a
+        form whose session is over at the auth server.
         """
         targets = ["'self'", str(self.slack.origin()), str(self.auth.origin())]
+        if self.nango is not None:
+            targets.append(str(self.nango.origin()))
         if self.slack.scheme == "https":
             targets.append(f"https://*.{self.slack.host_subcomponent}")
         return (

@@ -25,6 +25,7 @@ class WorkspaceRoutes:
 
     Args:
         playground_url: The sandbox's Slack client, in development; else "".
+        is_by_nango: Whether the button leads to the install page, or straight to Slack.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class WorkspaceRoutes:
         administering: Administering,
         slack: SlackUrls,
         playground_url: str,
+        is_by_nango: bool = False,
     ) -> None:
         self._browser = browser
         self._pages = pages
         self._administering = administering
         self._slack = slack
         self._playground_url = playground_url
+        self._is_by_nango = is_by_nango
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -86,6 +89,7 @@ class WorkspaceRoutes:
             open_in_slack=self._slack.app_in,
             workspace_path=lambda each: paths.workspace(each.workspace_id),
             install_path=paths.INSTALL,
+            is_by_nango=self._is_by_nango,
             token=self._browser.form_token(visit, INSTALL_FORM),
             playground_url=self._playground_url,
             is_uninstalled="uninstalled" in request.query,
