@@ -494,6 +494,7 @@ def build_server(
             vault,
             AuditExport(store),
             KeyLifecycle(
+                connections=parts.nango,
                 store=PostgresKeys(parts.pool, parts.scanner, parts.journal),
                 keys=keys,
                 keks=parts.kms if isinstance(parts.kms, Keks) else ProbedKeks(parts.kms),

@@ -101,6 +101,9 @@ def place_of(
 def require_own(fetched: Fetched, tenant_id: TenantId, key: InstallationKey | None) -> None:
     """Check that a connection was made for a tenant, and still is of its workspace.
 
+    Slack's answer is as old as the connection: a workspace may have joined its
+    Enterprise since, and a team's id is one over all of Slack.
+
     Args:
         fetched: What Nango answered.
         tenant_id: Whose it must be.
@@ -117,7 +120,8 @@ def require_own(fetched: Fetched, tenant_id: TenantId, key: InstallationKey | No
         named = read_facts(fetched.answer, key.client_id).key
     except SlackAnswerUnusable:
         raise ConnectionNotYours from None
-    if named != key:
+    has_joined = bool(key.team_id) and not named.enterprise_id
+    if named != (replace(key, enterprise_id="") if has_joined else key):
         raise ConnectionNotYours
 
 

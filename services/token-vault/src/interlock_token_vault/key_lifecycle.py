@@ -13,6 +13,15 @@ from typing import Protocol, runtime_checkable
 import structlog
 
 from interlock_chassis.errors import Kind, ServiceError
+from interlock_chassis.secret import Secret
+from interlock_token_vault.connected_tokens import require_own
+from interlock_token_vault.credential_sources import (
+    ConnectionDead,
+    ConnectionNotFound,
+    ConnectionRef,
+    Connections,
+    NangoNotConfigured,
+)
 from interlock_token_vault.domain.audit import AuditEvent, Origin
 from interlock_token_vault.domain.envelope import (
     CannotOpen,
@@ -296,7 +305,9 @@ class KeyLifecycle:
         claims: ClaimMover,
         client_id: ClientId,
         environment: str,
+        connections: Connections | None = None,
     ) -> None:
+        self._connections = connections
         self._claims = claims
         self._store = store
         self._keys = keys
@@ -432,6 +443,8 @@ class KeyLifecycle:
             InstallationNotFound, StaleGeneration, RefreshUnsettled, CannotOpen,
                 KekDisabled: As rotate_dek.
             SlackUnavailable: Slack does not answer.
+            NangoNotConfigured, NangoUnavailable, NangoBackingOff, NangoRefused,
+                ConnectionNotYours: Nango keeps the token, and does not give it.
         """
         before = await self._get_held(installation_id)
         if before.installation.key.is_enterprise_install:
@@ -494,26 +507,35 @@ class KeyLifecycle:
 
     async def _require_member(self, held: Held, enterprise_id: str, origin: Origin) -> None:
         """Ask Slack whether the workspace belongs to the Enterprise."""
-        access = [
+        bots = [
             token
             for token in held.tokens
-            if token.kind is TokenKind.BOT and token.slot is TokenSlot.ACCESS
+            if token.kind is TokenKind.BOT and token.slot is not TokenSlot.REFRESH
         ]
-        if not access:
+        if not bots:
             raise NotInEnterprise
         event = AuditEvent(
-            "token.probed", origin, installation_id=held.installation.id, token_ref=access[0].ref
+            "token.probed", origin, installation_id=held.installation.id, token_ref=bots[0].ref
         )
         await self._store.record([event])
-        data_key = self._take(held)
-        token = await data_key.open(access[0], self._place(held.installation, access[0]))
         try:
-            identity = await self._slack.test(token)
-        except TokenDead:
+            identity = await self._slack.test(await self._open(held, bots[0]))
+        except (TokenDead, ConnectionDead, ConnectionNotFound):
             raise NotInEnterprise from None
         team_id = held.installation.key.team_id
         if (identity.enterprise_id, identity.team_id) != (enterprise_id, team_id):
             raise NotInEnterprise
+
+    async def _open(self, held: Held, sealed: SealedToken) -> Secret[str]:
+        """Open a bot's token, or fetch it from where it is kept."""
+        opened = await self._take(held).open(sealed, self._place(held.installation, sealed))
+        if sealed.slot is not TokenSlot.CONNECTION:
+            return opened
+        if self._connections is None:
+            raise NangoNotConfigured
+        fetched = await self._connections.fetch(ConnectionRef.of_sealed(opened))
+        require_own(fetched, held.installation.tenant_id, held.installation.key)
+        return fetched.token
 
     async def _seal_anew(self, before: Held, target: Installation) -> Held:
         """Seal what an installation holds under a new key, and under a new name if need be."""
@@ -525,7 +547,9 @@ class KeyLifecycle:
         for token in before.tokens:
             opened = await old_key.open(token, self._place(before.installation, token))
             place = replace(self._place(target, token), dek_id=wrapped.dek_id)
-            tokens.append(await new_key.seal(opened, place, token.expires_at))
+            sealed = await new_key.seal(opened, place, token.expires_at)
+            # A connection's fingerprint is its token's, and not that of its name.
+            tokens.append(replace(sealed, ref=token.ref))
         return Held(target, tuple(tokens), wrapped)
 
     async def _put(self, before: Held, after: Held, event: AuditEvent) -> int:

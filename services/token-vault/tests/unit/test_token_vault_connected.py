@@ -49,13 +49,21 @@ from interlock_token_vault.install_ports import (
     SlackApp,
 )
 from interlock_token_vault.installing import Installing
-from interlock_token_vault.vault import NeedsReinstall, ReadAsk, ReleasedToken, TokenVault
+from interlock_token_vault.key_lifecycle import KeyLifecycle, NotInEnterprise
+from interlock_token_vault.vault import (
+    InstallationNotFound,
+    NeedsReinstall,
+    ReadAsk,
+    ReleasedToken,
+    TokenVault,
+)
 
 ENVIRONMENT = "development"
 INTEGRATION = "work-apps-slack"
 NORTHWIND = TenantId("northwind")
 TEAM = InstallationKey(ClientId("client"), "A0APP", "", "T0TEAM")
 REF = ConnectionRef(INTEGRATION, "connection-1")
+ORIGIN = Origin("operator", "/x/RekeyInstallation")
 LONG = timedelta(minutes=20)
 
 
@@ -123,6 +131,17 @@ class Stage:
             integration=INTEGRATION,
         )
 
+        self.lifecycle = KeyLifecycle(
+            store=self.store,
+            keys=keys,
+            keks=self.kms,
+            slack=self.slack,
+            claims=self.claims,
+            client_id=ClientId("client"),
+            environment=ENVIRONMENT,
+            connections=self.nango,
+        )
+
     def connect(self, token: str, **changes: str) -> None:
         """Have Nango hold a living token."""
         self.nango.connections[REF] = fetched(token, **changes)
@@ -149,9 +168,14 @@ class Stage:
         """Install from beginning to end."""
         return await self.installing.complete_connection(await self.begin(name), REF)
 
-    async def read(self, newer_than: int = 0) -> ReleasedToken:
+    async def join(self, enterprise_id: str) -> None:
+        """Let the workspace join an Enterprise, as Slack says of its token from then on."""
+        known = self.slack.identities["xoxb-1"]
+        self.slack.identities["xoxb-1"] = replace(known, enterprise_id=enterprise_id)
+
+    async def read(self, newer_than: int = 0, key: InstallationKey = TEAM) -> ReleasedToken:
         """Read the bot token as the worker would."""
-        ask = ReadAsk(TEAM, Origin("gateway-worker", "/x/ReadBotToken"), newer_than)
+        ask = ReadAsk(key, Origin("gateway-worker", "/x/ReadBotToken"), newer_than)
         return await self.vault.read(ask)
 
     def outcomes(self, action: str) -> list[str]:
@@ -310,6 +334,42 @@ async def test_a_hint_of_a_renewal_counts_though_its_token_is_stored(stage: Stag
     assert await hear(REF, NORTHWIND, ask.origin, is_renewal=True) == "completed"
     assert (await stage.installing.find_outcome(ask)).is_reinstall
     assert await hear(REF, NORTHWIND, ask.origin, is_renewal=True) == "NO_OPEN_INSTALL"
+
+
+GRID = replace(TEAM, enterprise_id="E0GRID")
+
+
+async def test_a_connected_workspace_that_joined_an_enterprise_is_rekeyed(stage: Stage) -> None:
+    """Slack says so of the token that Nango keeps; what Nango was once told is older."""
+    installed = await stage.install()
+    await stage.join("E0GRID")
+    assert await stage.lifecycle.rekey(installed.installation.id, "E0GRID", ORIGIN) == 1
+    released = await stage.read(key=GRID)
+    assert (released.token.reveal(), released.generation) == ("xoxb-1", 1)
+    with pytest.raises(InstallationNotFound):
+        await stage.read()
+
+
+async def test_a_dead_connection_is_rekeyed_to_nowhere(stage: Stage) -> None:
+    """Without a token there is nobody to ask; a Nango that is away may be asked again."""
+    installed = await stage.install()
+    await stage.join("E0GRID")
+    for error, told in (
+        (ConnectionDead(), NotInEnterprise),
+        (NangoUnavailable(), NangoUnavailable),
+    ):
+        stage.faults.fail_next("nango.fetch", error)
+        with pytest.raises(told):
+            await stage.lifecycle.rekey(installed.installation.id, "E0GRID", ORIGIN)
+    assert (await stage.read()).token.reveal() == "xoxb-1"
+
+
+async def test_a_new_data_key_is_not_a_new_token(stage: Stage) -> None:
+    """The fingerprint stays the token's, so that no read takes it for another one."""
+    installed = await stage.install()
+    await stage.lifecycle.rotate_dek(installed.installation.id, ORIGIN)
+    assert (await stage.read()).generation == 1
+    assert stage.outcomes("token.rotated") == []
 
 
 async def test_a_dropped_install_leaves_no_connection(stage: Stage) -> None:
