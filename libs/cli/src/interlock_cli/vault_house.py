@@ -366,6 +366,7 @@ class House:
         *,
         age: timedelta = timedelta(0),
         event_type: str = "app_mention",
+        slack_user_id: str = "U0MIA",
     ) -> str:
         """Sign a slackGrant as edge does, some time ago."""
         now = datetime.now(UTC) - age
@@ -374,7 +375,7 @@ class House:
             now=now,
             jti=f"event-{next(self.numbers)}",
             workspace=workspace,
-            slack_user_id="U0MIA",
+            slack_user_id=slack_user_id,
             slack_user_team_id=workspace.team_id,
             event_key="Ev0",
             event_type=event_type,
