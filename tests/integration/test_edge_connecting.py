@@ -264,6 +264,12 @@ async def test_browsers_are_sent_to_nangos_page_alone(cluster: ScratchDatabases)
         assert not {"Location", "Set-Cookie"} & set(answer.headers)
 
 
+async def test_the_pages_by_nango_are_two_routes_more(pages: Site, site: Site) -> None:
+    """The table of routes and proofs holds for both deployments; these are tested above."""
+    assert pages.routes - site.routes == {("POST", CONNECT), ("GET", CONNECTED)}
+    assert site.routes <= pages.routes
+
+
 async def test_without_a_nango_the_pages_are_those_of_slack(site: Site) -> None:
     """Nothing leads to Nango, and its pages are not there."""
     assert "Nango" not in (await site.get(INSTALL, "ann")).text

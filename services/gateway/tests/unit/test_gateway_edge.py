@@ -29,7 +29,7 @@ from interlock_gateway.edge.ports import (
     Worker,
     Workspace,
 )
-from interlock_gateway.edge.problems import BY_REASON, INTERNAL, problem_of
+from interlock_gateway.edge.problems import BY_REASON, BY_SLACK_ERROR, INTERNAL, problem_of
 from interlock_gateway.edge.web import Addresses
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -223,7 +223,7 @@ def test_an_error_nobody_foresaw_is_a_fault_of_ours() -> None:
 
 def test_every_problem_says_what_happened_and_what_it_means() -> None:
     """No page is without a title and a text, and none runs on."""
-    for problem in BY_REASON.values():
+    for problem in (*BY_REASON.values(), *BY_SLACK_ERROR.values()):
         assert problem.title
         assert not problem.title.endswith(".")
         assert problem.text.endswith(".")

@@ -327,9 +327,30 @@ INTERNAL = Problem(
 )
 
 
+BY_SLACK_ERROR: Mapping[str, Problem] = MappingProxyType(
+    {
+        "cannot_install_an_org_installed_app": Problem(
+            HTTPStatus.CONFLICT,
+            "Your Slack organization has the app already",
+            "It is installed for the whole Enterprise, so this workspace cannot install it for "
+            "itself. Ask an administrator of the Enterprise to let it in there.",
+        ),
+        "user_email_unverified": Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "Slack does not know your address yet",
+            "Slack lets only people with a confirmed e-mail address install apps. Confirm yours "
+            "in Slack, and start again.",
+        ),
+    }
+)
+"""What of Slack's refusals of a code a person can do more about than to start again."""
+
+
 def problem_of(error: ServiceError) -> Problem:
     """Say in a person's words what an error is; INTERNAL for what nobody foresaw."""
-    return BY_REASON.get(error.reason) or _BY_KIND.get(error.kind) or INTERNAL
+    said = error.metadata.get("slack_error", "")
+    own = BY_SLACK_ERROR.get(said) if error.reason == "OAUTH_CODE_REFUSED" else None
+    return own or BY_REASON.get(error.reason) or _BY_KIND.get(error.kind) or INTERNAL
 
 
 def problem_of_status(status: HTTPStatus) -> Problem:
