@@ -1,7 +1,10 @@
 """The Slack app's manifest: what it says is what the code takes."""
 
+import inspect
 import json
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from interlock_cli.__main__ import app
+from interlock_gateway.adapters import worker_slack_web
 from interlock_gateway.domain.slack_request import Ignored, SignedBody, SlackRequest, read_event
 from interlock_gateway.edge import paths
 from interlock_token_vault.config import BOT_SCOPES
@@ -65,6 +69,33 @@ def test_the_scopes_are_those_the_vault_asks_for() -> None:
     assert _manifest()["oauth_config"]["scopes"] == {"bot": list(BOT_SCOPES)}
     own = _manifest("--scopes", "chat:write,commands")
     assert own["oauth_config"]["scopes"]["bot"] == ["chat:write", "commands"]
+
+
+# What needs each scope: a method that the worker calls, an event, or the commands above.
+NEEDS = {
+    "app_mentions:read": "app_mention",
+    "im:history": "message.im",
+    "channels:history": "conversations.replies",
+    "groups:history": "conversations.replies",
+    "chat:write": "chat.postMessage",
+    "commands": "commands",
+    "users:read": "users.info",
+    "users:read.email": "users.info",
+    "channels:read": "conversations.list",
+    "groups:read": "conversations.list",
+}
+
+
+def test_no_scope_is_asked_for_that_nothing_needs() -> None:
+    """Least scope: each has its method or event, and the guide says which."""
+    source = Path(inspect.getsourcefile(worker_slack_web) or "").read_text()
+    used = {*re.findall(r'"([a-z]+\.[a-zA-Z.]+)"', source), *SAMPLES, "commands"}
+    assert set(BOT_SCOPES) == set(NEEDS)
+    assert set(NEEDS.values()) <= used
+    guide = (Path(__file__).parents[4] / "docs" / "connect-real-slack.md").read_text()
+    rows = [line for line in guide.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert named == set(NEEDS)
 
 
 def test_scopes_of_a_persons_token_are_there_only_if_asked_for() -> None:

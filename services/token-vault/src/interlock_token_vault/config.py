@@ -19,14 +19,12 @@ from interlock_chassis.config import (
 )
 from interlock_chassis.secret import Secret
 
-# Each one is needed by something the worker does; docs name which.
+# Each one is needed by something the worker does; docs/connect-real-slack.md names which.
 BOT_SCOPES = (
     "app_mentions:read",
     "channels:history",
     "groups:history",
     "im:history",
-    "im:read",
-    "im:write",
     "chat:write",
     "commands",
     "users:read",
