@@ -80,6 +80,18 @@ async def test_a_session_allows_one_integration_and_reconnecting_keeps_the_id(
     assert asked["status"] == 201
 
 
+async def test_a_session_is_for_one_integration_and_one_tenant(stage: NangoStage) -> None:
+    """It connects nothing but the app, and what it connects has the tenant's tag at the top."""
+    session = await stage.adapter.open_session(INTEGRATION, {"tenantId": "northwind"})
+    headers = {"Authorization": f"Bearer {session.token.reveal()}"}
+    async with stage.http.get(f"{stage.url}/connect/session", headers=headers) as response:
+        shown = (await response.json())["data"]
+    assert shown["allowed_integrations"] == [INTEGRATION]
+    await stage.connect(session.link)
+    (connection,) = await stage.connections()
+    assert connection["tags"] == {TENANT_TAG: "northwind"}
+
+
 async def test_reconnecting_what_is_gone_is_absent(stage: NangoStage) -> None:
     """A connection that somebody deleted at Nango cannot be renewed."""
     with pytest.raises(ConnectionNotFound):

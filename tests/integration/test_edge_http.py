@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_chassis.secret import Secret
@@ -646,6 +647,17 @@ async def test_every_end_of_an_install_has_a_page(
     answer = await site.get(f"{CALLBACK}?code=abc&state={state}", "ann", install=cookie)
     assert answer.status == status
     assert answer.headers["X-Request-Id"] in answer.text
+
+
+async def test_scopes_beyond_those_asked_for_are_told(site: Site) -> None:
+    """OA-11: the workspace is installed, and an operator's log names what it has besides."""
+    state, cookie = await start_install(site)
+    site.vault.installed = replace(site.vault.installed, extra_scopes=("im:read", "files:read"))
+    with capture_logs() as lines:
+        answer = await site.get(f"{CALLBACK}?code=1.2.abc&state={state}", "ann", install=cookie)
+    assert answer.status == 303
+    (drift,) = [line for line in lines if line["event"] == "scope_drift"]
+    assert (drift["log_level"], drift["scopes"]) == ("warning", ["files:read", "im:read"])
 
 
 async def test_only_administrators_of_the_tenant_install(site: Site) -> None:
