@@ -30,4 +30,6 @@ for overlay in dev gke; do
   checkov --file "$rendered" --framework kubernetes --compact --quiet \
     --skip-download --skip-check "$skipped"
 done
-INTERLOCK_REQUIRE=kubectl .venv/bin/pytest --quiet tests/deploy/test_manifests.py
+
+INTERLOCK_REQUIRE=kubectl .venv/bin/pytest --quiet tests/deploy/test_manifests.py \
+  tests/deploy/test_pod_security.py

@@ -1,8 +1,11 @@
-"""One stack of containers for all tests of the images."""
+"""One stack of containers for all tests of the images, and the manifests as rendered."""
 
 import asyncio
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 
 import aiohttp
 import pytest
@@ -12,6 +15,7 @@ from interlock_cli.demo import QUESTION
 from interlock_cli.journey import ADA, MIA, Journey
 from interlock_cli.product import Urls
 from tests.support.compose_stack import BUILD_S, ROOT, Stack, Walk
+from tests.support.manifests import OVERLAYS, Rendered
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +50,30 @@ async def _walk(urls: Urls) -> Walk:
         answer = await journey.watch_answer(question)
         (await journey.read_audit(ada)).require("token.read")
         return Walk(answer, await journey.list_secrets())
+
+
+@pytest.fixture(scope="session", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    """Render each overlay."""
+    return _render(request.param)
+
+
+@pytest.fixture(scope="session")
+def trial() -> Rendered:
+    """Render the overlay for a trial."""
+    return _render("dev")
+
+
+@pytest.fixture(scope="session")
+def production() -> Rendered:
+    """Render the overlay for production."""
+    return _render("gke")
+
+
+@cache
+def _render(overlay: str) -> Rendered:
+    if shutil.which("kubectl") is None:
+        if "kubectl" in os.environ.get("INTERLOCK_REQUIRE", "").split(","):
+            pytest.fail("INTERLOCK_REQUIRE names kubectl, but it is not installed")
+        pytest.skip("kubectl is not installed")
+    return Rendered(overlay)

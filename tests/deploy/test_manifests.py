@@ -1,48 +1,33 @@
 """The Kubernetes manifests as kustomize renders them, held to what no schema says."""
 
-import importlib.util
 import json
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from interlock_chassis.callers import CallerTable
-from interlock_chassis.config import MigrationSettings, ProcessSettings, load_settings
-from interlock_gateway.edge.config import EdgeSettings
 from interlock_gateway.worker import rpc as worker_rpc
-from interlock_gateway.worker.config import WorkerSettings
 from interlock_identity import rpc as identity_rpc
-from interlock_identity.config import IdentitySettings
 from interlock_runner import rpc as runner_rpc
-from interlock_runner.config import RunnerSettings
 from interlock_token_vault import rpc as vault_rpc
-from interlock_token_vault.config import VaultSettings
+from tests.support.manifests import (
+    KUBERNETES,
+    NAME,
+    ROOT,
+    SERVICES,
+    SETTINGS,
+    Object,
+    Rendered,
+    Workload,
+    load_module,
+    made_by_the_keys_job,
+    secrets_of,
+    start_settings,
+)
 
-ROOT = Path(__file__).parents[2]
-KUBERNETES = ROOT / "deploy" / "kubernetes"
-OVERLAYS = ("dev", "gke")
-MINE = "/run/interlock/"
-NAME = "app.kubernetes.io/name"
-
-SETTINGS: dict[str, type[ProcessSettings]] = {
-    "gateway-edge": EdgeSettings,
-    "gateway-worker": WorkerSettings,
-    "identity": IdentitySettings,
-    "runner": RunnerSettings,
-    "token-vault": VaultSettings,
-    "migrate-vault": MigrationSettings,
-    "migrate-identity": MigrationSettings,
-    "migrate-gateway": MigrationSettings,
-}
 CALLERS: dict[str, CallerTable] = {
     "gateway-worker": worker_rpc.CALLERS,
     "identity": identity_rpc.CALLERS,
@@ -50,129 +35,8 @@ CALLERS: dict[str, CallerTable] = {
     "token-vault": vault_rpc.CALLERS,
 }
 APPS = "app/*"
-SERVICES = ("gateway-edge", *CALLERS)
 # Longest work after SIGTERM, by the services' READMEs, in seconds.
 DRAINS = {"gateway-edge": 30, "gateway-worker": 35, "identity": 5, "runner": 20, "token-vault": 30}
-
-Object = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Something that makes pods."""
-
-    kind: str
-    name: str
-    labels: Mapping[str, str]
-    pod: Object
-    claims: tuple[str, ...] = ()
-
-    @property
-    def containers(self) -> list[Object]:
-        """All containers of the pod, those that run before it too."""
-        return [*self.pod["containers"], *self.pod.get("initContainers", ())]
-
-    @property
-    def main(self) -> Object:
-        """The container that the workload is named for."""
-        return next(each for each in self.pod["containers"] if each["name"] == self.name)
-
-
-class Rendered:
-    """All objects of one overlay."""
-
-    def __init__(self, overlay: str) -> None:
-        self.overlay = overlay
-        text = subprocess.run(
-            ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        self.objects: list[Object] = list(yaml.safe_load_all(text))
-
-    def of(self, kind: str) -> list[Object]:
-        """Return the objects of a kind."""
-        return [each for each in self.objects if each["kind"] == kind]
-
-    def names(self, kind: str) -> set[str]:
-        """Return the names of the objects of a kind."""
-        return {each["metadata"]["name"] for each in self.of(kind)}
-
-    def workloads(self) -> list[Workload]:
-        """Return everything that makes pods."""
-        found = []
-        for each in self.objects:
-            spec = each.get("spec", {})
-            if each["kind"] == "CronJob":
-                spec = spec["jobTemplate"]["spec"]
-            if each["kind"] not in {"Deployment", "StatefulSet", "Job", "CronJob"}:
-                continue
-            template = spec["template"]
-            claims = tuple(c["metadata"]["name"] for c in spec.get("volumeClaimTemplates", ()))
-            labels = template["metadata"]["labels"]
-            name = each["metadata"]["name"]
-            found.append(Workload(each["kind"], name, labels, template["spec"], claims))
-        return found
-
-    def parameters(self) -> dict[str, str]:
-        """Return what an operator sets."""
-        [found] = [
-            each["data"]
-            for each in self.of("ConfigMap")
-            if each["metadata"]["name"].startswith("parameters-")
-        ]
-        return dict(found)
-
-    def secrets(self) -> dict[str, set[str]]:
-        """Return the keys of every Secret that something here makes, by its name."""
-        found = {
-            each["spec"]["secretName"]: {"ca.crt", "tls.crt", "tls.key"}
-            for each in self.of("Certificate")
-        }
-        for each in self.of("ExternalSecret"):
-            keys = {row["secretKey"] for row in each["spec"]["data"]}
-            found[each["spec"]["target"]["name"]] = keys
-        return found | _made_by_the_keys_job() if self.overlay == "dev" else found
-
-
-@cache
-def _prepare() -> Any:
-    return _module(ROOT / "deploy" / "images" / "prepare.py")
-
-
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"interlock_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
-def _made_by_the_keys_job() -> dict[str, set[str]]:
-    put: dict[str, set[str]] = {}
-
-    class Cluster:
-        def find(self, name: str) -> dict[str, str]:
-            return {}
-
-        def put(self, name: str, files: Mapping[str, str]) -> None:
-            put[name] = set(files)
-
-    _prepare().write_secrets(Cluster())
-    return put
-
-
-@pytest.fixture(scope="module", params=OVERLAYS)
-def rendered(request: pytest.FixtureRequest) -> Rendered:
-    """Render one overlay."""
-    if shutil.which("kubectl") is None:
-        if "kubectl" in os.environ.get("INTERLOCK_REQUIRE", "").split(","):
-            pytest.fail("INTERLOCK_REQUIRE names kubectl, but it is not installed")
-        pytest.skip("kubectl is not installed")
-    return Rendered(request.param)
 
 
 def _matches(selector: Object | None, labels: Mapping[str, str]) -> bool:
@@ -240,53 +104,26 @@ def test_everything_referred_to_is_there(rendered: Rendered) -> None:
             mounted = {each["name"] for each in container.get("volumeMounts", ())}
             assert mounted <= volumes | set(workload.claims)
         for volume in workload.pod.get("volumes", ()):
-            for name, keys in _secrets_of(volume):
+            for name, keys in secrets_of(volume):
                 assert name in secrets, f"{workload.name} needs the Secret {name}"
                 assert keys <= secrets[name]
             if claim := volume.get("persistentVolumeClaim"):
                 assert claim["claimName"] in rendered.names("PersistentVolumeClaim")
 
 
-def _secrets_of(volume: Object) -> Iterator[tuple[str, set[str]]]:
-    """Yield the Secrets of a volume, with the keys that it names one by one."""
-    if secret := volume.get("secret"):
-        yield secret["secretName"], {item["key"] for item in secret.get("items", ())}
-    for source in volume.get("projected", {}).get("sources", ()):
-        yield source["secret"]["name"], {item["key"] for item in source["secret"].get("items", ())}
-
-
-def _files_of(rendered: Rendered, workload: Workload) -> set[str]:
-    """Return the names of the files below /run/interlock."""
-    secrets = rendered.secrets()
-    for volume in workload.pod.get("volumes", ()):
-        if volume["name"] == "interlock":
-            items = volume.get("secret", {}).get("items")
-            if items:
-                return {item["path"] for item in items}
-            return {key for name, _ in _secrets_of(volume) for key in secrets[name]}
-    return set()
-
-
-def test_pods_are_restricted(rendered: Rendered) -> None:
-    """Every pod keeps PodSecurity's rule `restricted`, has a read-only root and no links."""
-    [namespace] = rendered.of("Namespace")
-    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+def test_pods_are_held_tighter_than_restricted(rendered: Rendered) -> None:
+    """Besides PodSecurity's rules: a read-only root, few kinds of volumes, no links, no root."""
     for workload in rendered.workloads():
         pod = workload.pod
         assert pod["enableServiceLinks"] is False, "it would inject variables"
-        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
-        assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for volume in pod.get("volumes", ()):
             kinds = volume.keys() - {"name"}
             assert kinds <= {"secret", "projected", "emptyDir", "persistentVolumeClaim"}
         for container in workload.containers:
-            context = container["securityContext"]
-            assert context["allowPrivilegeEscalation"] is False
-            assert context["readOnlyRootFilesystem"] is True
-            assert context["capabilities"] == {"drop": ["ALL"]}
-            assert not any("hostPort" in port for port in container.get("ports", ()))
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_the_vault_has_room_for_a_restore(rendered: Rendered) -> None:
@@ -409,33 +246,9 @@ def test_only_the_edge_is_reached_from_outside(rendered: Rendered) -> None:
 def test_settings_are_taken_by_the_services(rendered: Rendered, tmp_path: Path) -> None:
     """Each process starts with the variables it is given: known, complete, and valid.
 
-    That includes the parameters an operator sets. The files hold what the keys job makes.
+    That includes the parameters an operator sets.
     """
-    keep = tmp_path / "keep"
-    keep.mkdir()
-    made = {
-        name: text for files in _prepare().make_files(keep).values() for name, text in files.items()
-    }
-    names = set()
-    for workload in rendered.workloads():
-        if workload.name not in SETTINGS:
-            continue
-        names.add(workload.name)
-        there = _files_of(rendered, workload)
-        environ = {}
-        for variable in workload.main["env"]:
-            value = variable.get("value")
-            if value is None:
-                value = rendered.parameters()[variable["valueFrom"]["configMapKeyRef"]["key"]]
-            if value.startswith(MINE):
-                name = value.removeprefix(MINE)
-                assert name in there, f"{workload.name} has no file {name}"
-                path = tmp_path / name
-                path.write_text(made.get(name, made["database-url"]))
-                value = str(path)
-            environ[variable["name"]] = value
-        load_settings(SETTINGS[workload.name], environ)
-    assert names >= set(SERVICES)
+    assert start_settings(rendered, rendered.parameters(), tmp_path) >= set(SERVICES)
 
 
 def test_the_doctor_sees_what_a_process_sees(rendered: Rendered) -> None:
@@ -445,7 +258,9 @@ def test_the_doctor_sees_what_a_process_sees(rendered: Rendered) -> None:
     assert len(workloads) == len(SERVICES)
     for workload in workloads:
         name, template = workload["metadata"]["name"], workload["spec"]["template"]
-        job = _module(ROOT / "tools" / "doctor_job.py").make_job(workload, "interlock/tools:dev")
+        job = load_module(ROOT / "tools" / "doctor_job.py").make_job(
+            workload, "interlock/tools:dev"
+        )
         pod = job["spec"]["template"]
         [doctor] = pod["spec"]["containers"]
         [process] = [each for each in template["spec"]["containers"] if each["name"] == name]
@@ -474,13 +289,11 @@ def test_scaling_and_disruption_name_what_exists(rendered: Rendered) -> None:
         assert len([e for e in rendered.workloads() if _matches(selector, e.labels)]) == 1
 
 
-def test_certificates_name_their_process() -> None:
+def test_certificates_name_their_process(production: Rendered) -> None:
     """cert-manager's certificates carry the URI that callers are told by, and the host name."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
     leaves = {
         each["spec"]["secretName"]: each["spec"]
-        for each in Rendered("gke").of("Certificate")
+        for each in production.of("Certificate")
         if not each["spec"].get("isCA")
     }
     for name in (*SERVICES, "operator"):
@@ -489,13 +302,11 @@ def test_certificates_name_their_process() -> None:
         assert set(leaves[f"{name}-tls"]["usages"]) >= {"server auth", "client auth"}
 
 
-def test_keys_job_may_write_the_secrets_it_makes() -> None:
+def test_keys_job_may_write_the_secrets_it_makes(trial: Rendered) -> None:
     """The trial's role names exactly the Secrets that the job reads and replaces."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    [role] = Rendered("dev").of("Role")
+    [role] = trial.of("Role")
     [named] = [rule for rule in role["rules"] if "resourceNames" in rule]
-    assert set(named["resourceNames"]) == set(_made_by_the_keys_job())
+    assert set(named["resourceNames"]) == set(made_by_the_keys_job())
 
 
 def test_alerts_and_dashboards_ask_for_metrics_that_exist() -> None:
