@@ -16,6 +16,8 @@ tools/venv.sh "$checkers" deploy/requirements-check.lock
 export PATH=$PWD/$checkers/bin:$PATH
 hadolint deploy/Dockerfile
 .venv/bin/python tools/image_locks.py check
+.venv/bin/python tools/parameters.py deploy/kubernetes/overlays/gke/parameters.env \
+  || fail "set deploy/kubernetes/overlays/gke/parameters.env"
 
 # Digests and "always pull" are of whoever releases: the overlay's `images` names what runs.
 skipped=CKV_K8S_43,CKV_K8S_15
@@ -32,4 +34,4 @@ for overlay in dev gke; do
 done
 
 INTERLOCK_REQUIRE=kubectl .venv/bin/pytest --quiet tests/deploy/test_manifests.py \
-  tests/deploy/test_pod_security.py
+  tests/deploy/test_parameters.py tests/deploy/test_pod_security.py

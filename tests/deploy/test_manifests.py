@@ -289,6 +289,41 @@ def test_scaling_and_disruption_name_what_exists(rendered: Rendered) -> None:
         assert len([e for e in rendered.workloads() if _matches(selector, e.labels)]) == 1
 
 
+def test_production_has_all_it_needs(production: Rendered) -> None:
+    """Each service is made, kept available, scaled and watched as the design says."""
+    stateless = {name for name in SERVICES if name != "token-vault"}
+    assert production.names("Deployment") == stateless
+    assert production.names("HorizontalPodAutoscaler") == stateless
+    assert production.names("PodDisruptionBudget") == set(SERVICES)
+    assert set(SERVICES) < production.names("ServiceAccount")
+    [vault] = production.of("StatefulSet")
+    assert vault["metadata"]["name"] == "token-vault"
+    assert vault["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 120
+    assert [each["metadata"]["name"] for each in vault["spec"]["volumeClaimTemplates"]] == ["kept"]
+    jobs = {"migrate-vault", "migrate-identity", "migrate-gateway"}
+    assert production.names("Job") == jobs
+    assert production.names("CronJob") == {"audit-export"}
+    assert {each["spec"]["target"]["name"] for each in production.of("ExternalSecret")} == {
+        *(set(SERVICES) - {"runner"}),
+        "migrations",
+    }
+    for kind in ("Ingress", "PrometheusRule", "PodMonitor"):
+        assert len(production.of(kind)) == 1, kind
+    assert "dashboards" in production.names("ConfigMap")
+
+
+def test_a_replica_is_added_before_one_is_taken(production: Rendered) -> None:
+    """A rollout never takes a pod of a Deployment away before the new one is ready."""
+    for deployment in production.of("Deployment"):
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_every_parameter_has_reached_its_place(production: Rendered) -> None:
+    """No place that a parameter fills was left with the name of the parameter."""
+    assert "set-by-" not in json.dumps(production.objects)
+
+
 def test_certificates_name_their_process(production: Rendered) -> None:
     """cert-manager's certificates carry the URI that callers are told by, and the host name."""
     leaves = {
@@ -300,6 +335,39 @@ def test_certificates_name_their_process(production: Rendered) -> None:
         assert leaves[f"{name}-tls"]["uris"] == [f"spiffe://interlock/{name}"]
         assert leaves[f"{name}-tls"]["dnsNames"] == [name]
         assert set(leaves[f"{name}-tls"]["usages"]) >= {"server auth", "client auth"}
+
+
+def test_production_signs_its_log_into_a_bucket(production: Rendered) -> None:
+    """The vault's checkpoints go to Cloud Storage, by its Workload Identity and no key of its own.
+
+    Its policies let it reach the metadata server, which gives the identity, and the bucket.
+    """
+    parameters = production.parameters()
+    [vault] = [each for each in production.workloads() if each.name == "token-vault"]
+    environ = {each["name"]: each for each in vault.main["env"]}
+    source = environ["INTERLOCK_AUDIT_CHECKPOINT_URL"]["valueFrom"]["configMapKeyRef"]
+    assert parameters[source["key"]].startswith("gs://")
+    assert not environ.keys() & {
+        "INTERLOCK_AUDIT_CHECKPOINT_DIR",
+        "INTERLOCK_AUDIT_CHECKPOINT_CREDENTIALS_FILE",
+    }
+    [account] = [
+        each
+        for each in production.of("ServiceAccount")
+        if each["metadata"]["name"] == vault.pod["serviceAccountName"]
+    ]
+    google = account["metadata"]["annotations"]["iam.gke.io/gcp-service-account"]
+    assert google == parameters["GCP_VAULT_ACCOUNT"]
+    reached = {
+        (peer["ipBlock"]["cidr"], port["port"])
+        for policy in production.of("NetworkPolicy")
+        if _matches(policy["spec"]["podSelector"], vault.labels)
+        for rule in policy["spec"].get("egress", ())
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        for port in rule["ports"]
+    }
+    assert reached >= {("169.254.169.254/32", 80), ("0.0.0.0/0", 443)}
 
 
 def test_keys_job_may_write_the_secrets_it_makes(trial: Rendered) -> None:
