@@ -33,5 +33,6 @@ for overlay in dev gke; do
     --skip-download --skip-check "$skipped"
 done
 
-INTERLOCK_REQUIRE=kubectl .venv/bin/pytest --quiet tests/deploy/test_manifests.py \
-  tests/deploy/test_parameters.py tests/deploy/test_pod_security.py
+tools/venv.sh build/supply deploy/requirements-supply.lock
+INTERLOCK_REQUIRE=kubectl,supply .venv/bin/pytest --quiet tests/deploy/test_manifests.py \
+  tests/deploy/test_parameters.py tests/deploy/test_pod_security.py tests/deploy/test_supply.py

@@ -12,5 +12,8 @@ fi
 mkdir -p "$(dirname "$folder")"
 .venv/bin/python -m venv --clear "$folder"
 "$folder/bin/python" -m pip -qq --disable-pip-version-check install \
-  --require-hashes --only-binary :all: --requirement "$lock"
+  --require-hashes --only-binary :all: --requirement "$lock" || {
+  echo "interlock: $lock could not be installed; the first time needs a package index" >&2
+  exit 1
+}
 echo "$wanted" >"$folder/.lock"
