@@ -1,7 +1,7 @@
 # The commands of Interlock. `make` alone lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo check format lint types layers stale-stubs unit fix test chaos bench \
-	images image-locks sbom audit deploy-check screenshots stubs reference
+	images image-locks sbom audit deploy-check footprint screenshots stubs reference
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/bash
 # gRPC's C core writes lines of its own to stderr, and reads this before Python could set it.
@@ -80,3 +80,6 @@ audit: setup ## Search what the images are made of for known weaknesses (needs a
 
 deploy-check: setup ## Check Dockerfile, compose file and manifests
 	@tools/deploy_check.sh
+
+footprint: setup ## Measure the images and write the table of docs/operations.md (needs Docker)
+	@$(BIN)/python -m bench.footprint

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.footprint import read_table
 from interlock_chassis.callers import CallerTable
 from interlock_gateway.worker import rpc as worker_rpc
 from interlock_identity import rpc as identity_rpc
@@ -322,6 +323,25 @@ def test_a_replica_is_added_before_one_is_taken(production: Rendered) -> None:
 def test_every_parameter_has_reached_its_place(production: Rendered) -> None:
     """No place that a parameter fills was left with the name of the parameter."""
     assert "set-by-" not in json.dumps(production.objects)
+
+
+def test_requests_and_limits_are_of_measured_use(rendered: Rendered) -> None:
+    """A process's requests cover what the page says it takes under load, its limits twice that.
+
+    A request of more than twice the measured memory would keep other pods away for nothing.
+    """
+    measured = read_table((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
+    assert set(measured) == set(SERVICES)
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    for workload in rendered.workloads():
+        if workload.name not in measured:
+            continue
+        used, given = measured[workload.name], workload.main["resources"]
+        load = used.load_mib * 2**20
+        assert load <= _quantity(given["requests"]["memory"]) <= 2 * load, workload.name
+        assert _quantity(given["limits"]["memory"]) >= 2 * load, workload.name
+        assert _quantity(given["requests"]["cpu"]) >= used.load_millicores / 1000, workload.name
+        assert _quantity(compose[workload.name]["mem_limit"].upper() + "i") >= 2 * load
 
 
 def test_certificates_name_their_process(production: Rendered) -> None:

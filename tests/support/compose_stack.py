@@ -57,7 +57,8 @@ class Stack:
 
     Attributes:
         urls: Where it answers.
-        edges: Where the two replicas of the edge answer, the second while it runs.
+        edges: Where the two replicas of the edge answer, the second while it runs; load is
+            spread over these.
         patience: How long an answer may take; the machine may be busy.
     """
 
@@ -67,7 +68,7 @@ class Stack:
         self.project = f"interlock-test-{os.getpid()}"
         ports = choose_ports(dict.fromkeys(("edge", "slack", "platform", "auth", "edge-2"), 0))
         self.urls = Urls.of(ports)
-        self.edges = (self.urls.edge, f"http://127.0.0.1:{ports['edge-2']}")
+        self.edges: tuple[str, ...] = (self.urls.edge, f"http://127.0.0.1:{ports['edge-2']}")
         (ROOT / "build" / "compose.log").unlink(missing_ok=True)
         self._env_file = folder / "sandbox.env"
         self._env_file.write_text(_environment(ports))
