@@ -9,7 +9,6 @@ from rich.console import Console
 from interlock_cli import (
     audit_commands,
     backup_commands,
-    doctor_commands,
     identity_commands,
     import_commands,
     key_commands,
@@ -25,12 +24,14 @@ app = typer.Typer(
 )
 
 _DATA_DIR = Path(".interlock")
+_DOCTOR_OF = (
+    "Whose environment this is: gateway-edge, gateway-worker, token-vault, identity or runner."
+)
 
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(identity_commands.app, name="identity")
 app.add_typer(slack_commands.app, name="slack")
-app.command()(doctor_commands.doctor)
 app.command("import")(import_commands.import_workspaces)
 app.command()(key_commands.freeze)
 app.command()(key_commands.unfreeze)
@@ -74,6 +75,23 @@ def demo() -> None:
     from interlock_cli.demo import demo as run_demo  # noqa: PLC0415 - as above.
 
     raise typer.Exit(run_demo(Console()))
+
+
+@app.command()
+def doctor(
+    process: Annotated[str, typer.Argument(help=_DOCTOR_OF)],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check a process's set-up in its own environment, before it starts or beside it.
+
+    Reads the same INTERLOCK_* variables and files, reaches what the process
+    reaches, changes nothing. Exits 1 when a check failed; a warning is none.
+    """
+    # All services' code, half a second that no other command should wait for.
+    from interlock_cli.doctor_commands import doctor as run_doctor  # noqa: PLC0415 - as above.
+
+    run_doctor(process, as_json=as_json)
 
 
 def main() -> None:

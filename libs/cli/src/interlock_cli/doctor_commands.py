@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import sys
-from enum import StrEnum
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,25 +21,22 @@ _MARKS = {
     Status.FAILED: "[bold red]failed[/bold red]",
 }
 
-Process = StrEnum("Process", {name: name for name in PROCESSES})  # type: ignore[misc] # From a table.
 
+def doctor(process: str, *, as_json: bool) -> None:
+    """Check a process's set-up, print what was found, and leave with the exit code.
 
-def doctor(
-    process: Annotated[Process, typer.Argument(help="Whose environment this is.")],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Check a process's set-up in its own environment, before it starts or beside it.
-
-    Reads the same INTERLOCK_* variables and files, reaches what the process
-    reaches, changes nothing. Exits 1 when a check failed; a warning is none.
+    Raises:
+        typer.Exit: 0, or 1 when a check failed.
+        typer.BadParameter: There is no such process.
     """
+    if process not in PROCESSES:
+        raise typer.BadParameter(f"{process!r} is not one of {', '.join(PROCESSES)}.")
     environ = {name: value for name, value in os.environ.items() if name not in _OWN}
-    findings = asyncio.run(diagnose(process.value, environ, clock=SystemClock()))
+    findings = asyncio.run(diagnose(process, environ, clock=SystemClock()))
     if as_json:
-        sys.stdout.write(json.dumps(_document(process.value, findings), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_document(process, findings), indent=1) + "\n")
     else:
-        _print(Console(), process.value, findings)
+        _print(Console(), process, findings)
     raise typer.Exit(1 if _count(findings, Status.FAILED) else 0)
 
 
