@@ -111,7 +111,7 @@ def main() -> int:
         # The load meets one replica of each, as the table says.
         stack.edges = stack.edges[:1]
         try:
-            subprocess.run([ROOT / "tools" / "images.sh"], check=True)
+            stack.build()
             stack.up()
             rows = asyncio.run(_measure(stack))
         finally:
@@ -137,7 +137,7 @@ async def _measure(stack: Stack) -> dict[str, Row]:
             load.append(await asyncio.to_thread(_sample, containers))
     return {
         name: Row(
-            image_mb=_above_base(_IMAGES.get(name, name)),
+            image_mb=_above_base(f"interlock/{_IMAGES.get(name, name)}:{stack.tag}"),
             ready_s=ready[name],
             rest_mib=median(each[name].memory_mib for each in rest),
             load_mib=max(each[name].memory_mib for each in load),
@@ -216,9 +216,7 @@ def _inspect(kind: str, name: str) -> Any:
 def _above_base(image: str) -> int:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     base = dockerfile.partition("ARG BASE=")[2].partition("\n")[0]
-    image_bytes, base_bytes = (
-        _inspect("image", name)["Size"] for name in (f"interlock/{image}:dev", base)
-    )
+    image_bytes, base_bytes = (_inspect("image", name)["Size"] for name in (image, base))
     above: int = (image_bytes - base_bytes) // 10**6
     return above
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 
@@ -14,16 +13,17 @@ from interlock_cli.browser import open_browser
 from interlock_cli.demo import QUESTION
 from interlock_cli.journey import ADA, MIA, Journey
 from interlock_cli.product import Urls
-from tests.support.compose_stack import BUILD_S, ROOT, Stack, Walk
+from tests.support.compose_stack import Stack, Walk
 from tests.support.manifests import OVERLAYS, Rendered
 
 
-@pytest.fixture(scope="session")
+# Of this folder: once its last test is over, the stack takes no time from other tests.
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Build the images, start everything, and remove it afterwards, volumes too."""
     stack = Stack(tmp_path_factory.mktemp("compose"))
     try:
-        subprocess.run([ROOT / "tools" / "images.sh"], check=True, timeout=BUILD_S)
+        stack.build()
         stack.up()
         yield stack
     finally:
@@ -31,7 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def walked(stack: Stack) -> Walk:
     """Walk the main path once: install, ask, link, answer, audit."""
     return asyncio.run(_walk(stack.urls))

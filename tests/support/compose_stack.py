@@ -19,6 +19,7 @@ from interlock_cli.product import Urls
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SERVICES = ("runner", "identity", "token-vault", "gateway-worker", "gateway-edge")
+IMAGES = ("gateway", "token-vault", "identity", "runner", "sandbox", "tools")
 RELAYS = {
     "runner": "relay-runner",
     "identity": "relay-identity",
@@ -30,6 +31,8 @@ RELAYS = {
 
 # Base images are there; the slowest step is compiling what pip installed.
 BUILD_S = 540
+# Whatever was started, by whichever profile.
+_ALL = ("--profile", "sandbox", "--profile", "replicas")
 _TRAFFIC = Path(__file__).with_name("compose_traffic.py")
 
 
@@ -47,7 +50,7 @@ def second(service: str) -> str:
 
 
 class Stack:
-    """One run of the compose file, under a project name of its own.
+    """One run of the compose file, under a project name and an image tag of its own.
 
     Beside the services of the file it knows second replicas of them, behind the same
     names, and `traffic`; both start only when named.
@@ -56,6 +59,7 @@ class Stack:
         folder: Where settings are written.
 
     Attributes:
+        tag: Of the images, which another build on this machine does not touch.
         urls: Where it answers.
         edges: Where the two replicas of the edge answer, the second while it runs; load is
             spread over these.
@@ -65,7 +69,7 @@ class Stack:
     patience = timedelta(seconds=90)
 
     def __init__(self, folder: Path) -> None:
-        self.project = f"interlock-test-{os.getpid()}"
+        self.project = self.tag = f"interlock-test-{os.getpid()}"
         ports = choose_ports(dict.fromkeys(("edge", "slack", "platform", "auth", "edge-2"), 0))
         self.urls = Urls.of(ports)
         self.edges: tuple[str, ...] = (self.urls.edge, f"http://127.0.0.1:{ports['edge-2']}")
@@ -83,7 +87,17 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": f"{DEPLOY / 'compose.yaml'}:{self._more}",
             "COMPOSE_ENV_FILES": str(self._env_file),
+            "INTERLOCK_TAG": self.tag,
         }
+
+    def build(self) -> None:
+        """Build the images from this tree; what an earlier build made is used."""
+        subprocess.run(
+            [ROOT / "tools" / "images.sh"],
+            env=os.environ | {"TAG": self.tag},
+            check=True,
+            timeout=BUILD_S,
+        )
 
     def compose(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
         """Run `docker compose` and return what it said; its failure fails the test."""
@@ -113,6 +127,12 @@ class Stack:
         """Start what is named, or everything, and wait until it is healthy."""
         alone = ("--no-deps",) if services else ()
         self.compose("up", "--no-build", "--detach", "--wait", *alone, *services)
+
+    def wait(self, service: str) -> None:
+        """Wait until a service that has been started is healthy."""
+        self.compose(
+            "up", "--no-build", "--no-recreate", "--detach", "--wait", "--no-deps", service
+        )
 
     def replace(self, *services: str) -> None:
         """Put new containers in the place of running ones, as an upgrade does.
@@ -148,12 +168,15 @@ class Stack:
     def keep_logs(self) -> None:
         """Add what all containers wrote to build/compose.log, for whoever looks into a failure."""
         with (ROOT / "build" / "compose.log").open("a", encoding="utf-8") as file:
-            profiles = ("--profile", "sandbox", "--profile", "replicas")
-            file.write(self.compose(*profiles, "logs", "--no-color", "--timestamps"))
+            file.write(self.compose(*_ALL, "logs", "--no-color", "--timestamps"))
 
     def down(self) -> None:
-        """Remove everything, volumes too."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
+        """Remove everything, volumes and images too."""
+        self.compose(*_ALL, "down", "--volumes", "--remove-orphans", "--timeout", "20")
+        images = [f"interlock/{name}:{self.tag}" for name in IMAGES]
+        subprocess.run(
+            ["docker", "image", "rm", "--force", *images], check=False, capture_output=True
+        )
 
 
 def more_services() -> list[str]:
