@@ -43,6 +43,18 @@ def test_every_task_of_an_operator_has_commands() -> None:
     }
 
 
+def test_every_task_of_an_operator_is_there() -> None:
+    """The page says how to install, go back, scale and read the dashboards, too."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(_HEADING.findall(text)) >= {
+        "Production on GKE",
+        "Roll back",
+        "Secrets and keys",
+        "Scale",
+        "Watch",
+    }
+
+
 @pytest.mark.parametrize("block", _blocks(), ids=_id)
 async def test_commands_work(stack: Stack, walked: Walk, block: tuple[str, list[str]]) -> None:
     """Each command of a block succeeds, and afterwards a question is answered."""
