@@ -623,6 +623,26 @@ async def test_replacing_replicas_fails_no_call(wire: Wire, tmp_path: Path) -> N
     assert len(answers) > 100
 
 
+async def test_connections_end_by_age_and_no_call_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that never pauses connects anew again and again, and so finds new replicas.
+
+    Calls that are under way when a connection has reached its age are answered.
+    """
+    monkeypatch.setattr("interlock_chassis.server._CONNECTION_AGE", timedelta(milliseconds=200))
+    connections: set[str] = set()
+
+    async def note(context: Any) -> None:
+        connections.add(context.peer())
+
+    async with serving(tmp_path) as wire, wire.stub() as stub:
+        wire.runner.behave = note
+        async with asyncio.timeout(60):
+            while len(connections) < 3:
+                await answer_of(stub.ListProjects(listing(), timeout=30))
+
+
 async def asked(runner: Runner) -> None:
     """Wait until a runner is called."""
     called = asyncio.Event()
