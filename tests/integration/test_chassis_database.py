@@ -222,6 +222,46 @@ async def test_processes_that_migrate_at_once_take_turns(
     assert await ask(urls.owner, "SELECT count(*) FROM chassis_test.alembic_version") == 1
 
 
+QUEUED = """
+SELECT count(*) FROM pg_locks
+WHERE NOT granted AND relation = 'chassis_test.note'::regclass AND mode = 'AccessExclusiveLock'
+"""
+
+
+@pytest.mark.parametrize("is_construct", [False, True], ids=["script", "construct"])
+async def test_nobody_waits_behind_a_migration_that_waits(
+    plan: DatabasePlan, urls: DatabaseUrls, *, is_construct: bool
+) -> None:
+    """A version wants a table that somebody reads for long; others go on writing to it meanwhile.
+
+    The version goes through once the table is free.
+    """
+    migrate(urls.owner, plan, "0001")
+    if is_construct:
+        path = folder_of(plan) / "versions" / "0002_second.py"
+        column = 'op.add_column("note", Column("seen", Boolean()), schema="chassis_test")'
+        script = 'op.execute("ALTER TABLE chassis_test.note ADD COLUMN seen boolean DEFAULT false")'
+        path.write_text(
+            "from sqlalchemy import Boolean, Column\n" + path.read_text().replace(script, column)
+        )
+    reader = await asyncpg.connect(urls.owner.reveal())
+    reading = reader.transaction()
+    await reading.start()
+    await reader.fetch("SELECT * FROM chassis_test.note")
+    migrating = asyncio.create_task(asyncio.to_thread(migrate, urls.owner, plan))
+    try:
+        async with asyncio.timeout(60):
+            while not await ask(urls.owner, QUEUED):  # noqa: ASYNC110 - Postgres tells nobody.
+                await asyncio.sleep(0.02)
+            await ask(urls.owner, "INSERT INTO chassis_test.note (id) VALUES (1)")
+        assert not migrating.done()
+    finally:
+        await reading.rollback()
+        await reader.close()
+        await migrating
+    assert await ask(urls.owner, "SELECT count(*) FROM chassis_test.note WHERE seen") == 0
+
+
 async def test_a_version_that_fails_leaves_nothing_behind(
     plan: DatabasePlan, urls: DatabaseUrls
 ) -> None:

@@ -1,5 +1,6 @@
 """Running alembic on asyncpg from code, without an ini file and an env.py."""
 
+import asyncio
 from importlib import import_module, resources
 from typing import Any
 
@@ -10,18 +11,29 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Executable
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from interlock_chassis.secret import Secret
 
 _APPLICATION = "interlock-migrate"
+# Whoever wants a table queues behind a migration that waits for it. Edge has 2 s to store
+# what Slack sent.
+_LOCK_TIMEOUT = "1s"
+_PAUSE_S = 1.0
+# Two minutes: longer than any transaction of ours runs.
+_TRIES = 60
 
 
 async def bring_to(
     url: Secret[str], package: str, schema: str, revision: str, *, lock: int
 ) -> None:
     """Bring a database to a revision, holding an advisory lock meanwhile.
+
+    Waits 1 s for a table, then lets those through who queue behind and tries
+    again; gives up after about two minutes with Postgres' error. Versions that
+    were done by then stay.
 
     Args:
         url: The database, as its owner.
@@ -35,7 +47,14 @@ async def bring_to(
     try:
         await keeper.execute("SELECT pg_advisory_lock($1)", lock)
         await keeper.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-        await _run(url, config, schema, revision)
+        for number in range(1, _TRIES + 1):
+            try:
+                await _run(url, config, schema, revision)
+                break
+            except (asyncpg.LockNotAvailableError, DBAPIError) as error:
+                if number == _TRIES or not _is_busy(error):
+                    raise
+            await asyncio.sleep(_PAUSE_S)
         # A process may find out whether its database is as new as its code. Nobody but
         # the service's own roles may look into the schema.
         await keeper.execute(f'GRANT SELECT ON "{schema}".alembic_version TO PUBLIC')
@@ -55,7 +74,7 @@ def passed_versions(package: str) -> list[str]:
 
 async def _run(url: Secret[str], config: Config, schema: str, revision: str) -> None:
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        return await _connect(url)
+        return await _connect(url, lock_timeout=_LOCK_TIMEOUT)
 
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, hide_parameters=True
@@ -67,8 +86,17 @@ async def _run(url: Secret[str], config: Config, schema: str, revision: str) -> 
         await engine.dispose()
 
 
-async def _connect(url: Secret[str]) -> "asyncpg.Connection[asyncpg.Record]":
-    return await asyncpg.connect(url.reveal(), server_settings={"application_name": _APPLICATION})
+def _is_busy(error: Exception) -> bool:
+    """Tell whether a table was not to be had within the time."""
+    # A script's error is asyncpg's own, a construct's is SQLAlchemy's around it.
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None) == asyncpg.LockNotAvailableError.sqlstate
+
+
+async def _connect(url: Secret[str], **settings: str) -> "asyncpg.Connection[asyncpg.Record]":
+    return await asyncpg.connect(
+        url.reveal(), server_settings={"application_name": _APPLICATION} | settings
+    )
 
 
 def _config_of(package: str) -> Config:
