@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,23 +41,8 @@ HEAD = (
 )
 LOAD_S = 30
 SAMPLES_AT_REST = 5
-_READY_S = 60
 _IMAGES = {"gateway-edge": "gateway", "gateway-worker": "gateway"}
 _UNITS = {"KiB": 2**-10, "MiB": 1.0, "GiB": 2**10}
-# Asks until a process says that it is ready, and prints when that was.
-_ASK = """
-import sys, time, urllib.request
-print("asking", flush=True)
-ends = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < ends:
-    try:
-        urllib.request.urlopen(f"http://{sys.argv[1]}:9090/readyz", timeout=2)
-    except OSError:
-        time.sleep(0.02)
-    else:
-        print(time.time())
-        sys.exit()
-"""
 
 
 @dataclass(frozen=True)
@@ -164,21 +149,11 @@ async def _walk(stack: Stack) -> None:
 def _seconds_to_ready(stack: Stack, service: str) -> float:
     """Stop a service, start it, and count from its container's start until it is ready."""
     stack.do("stop", service)
-    with _asking(stack.container("sandbox"), service) as answers:
+    with ThreadPoolExecutor() as pool:
+        ready = pool.submit(stack.until_ready, service)
         stack.do("start", service)
-        [ready] = map(float, answers)
     began = _inspect("container", stack.container(service))["State"]["StartedAt"]
-    return ready - _instant(began).timestamp()
-
-
-@contextmanager
-def _asking(container: str, service: str) -> Iterator[Iterator[str]]:
-    """Ask, from a container on the services' network, and give what it prints."""
-    command = ["docker", "exec", container, "python", "-Ic", _ASK, service, str(_READY_S)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
-        assert asking.stdout is not None
-        assert next(asking.stdout) == "asking\n"
-        yield asking.stdout
+    return ready.result() - _instant(began).timestamp()
 
 
 def _instant(stamp: str) -> datetime:

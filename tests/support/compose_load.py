@@ -161,9 +161,10 @@ async def _text(journey: Journey, question: Question) -> str:
 async def until(happened: Callable[[], bool]) -> None:
     """Wait until something has happened; fail after 90 s."""
     ends = time.monotonic() + PATIENCE_S
-    while not happened():
+    # Looking may take a while, in which traffic must not stand still.
+    while not await asyncio.to_thread(happened):
         assert time.monotonic() < ends, "it did not happen"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
 
 
 @asynccontextmanager

@@ -29,6 +29,22 @@ RELAYS = {
 }
 """What carries the sandbox's loopback into a service; the edge's is for the doctor alone."""
 
+# A start takes seconds; a machine may be busy with others.
+READY_S = 120
+_ASK = """
+import sys, time, urllib.request
+ends = time.monotonic() + float(sys.argv[1])
+for host in sys.argv[2:]:
+    while True:
+        try:
+            urllib.request.urlopen(f"http://{host}:9090/readyz", timeout=2).close()
+            break
+        except OSError as error:
+            if time.monotonic() > ends:
+                sys.exit(f"{host}: {error}")
+            time.sleep(0.02)
+print(time.time())
+"""
 # Base images are there; the slowest step is compiling what pip installed.
 BUILD_S = 540
 # Whatever was started, by whichever profile.
@@ -134,14 +150,24 @@ class Stack:
             "up", "--no-build", "--no-recreate", "--detach", "--wait", "--no-deps", service
         )
 
+    def until_ready(self, *services: str) -> float:
+        """Wait until each of the named containers is ready, and return when, in Unix time.
+
+        Asks what the engine asks, without waiting for the engine to ask again.
+        """
+        hosts = [f"{self.project}-{each}-1" for each in services]
+        ask = ("python", "-Ic", _ASK, str(READY_S), *hosts)
+        return float(self.compose("exec", "-T", "sandbox", *ask))
+
     def replace(self, *services: str) -> None:
         """Put new containers in the place of running ones, as an upgrade does.
 
         The old one is asked to stop before the new one starts.
         """
         relays = [relay for each in services if (relay := relay_of(each))]
-        alone = ("--no-build", "--detach", "--no-deps", "--force-recreate", "--wait")
+        alone = ("--no-build", "--detach", "--no-deps", "--force-recreate")
         self.compose("up", *alone, *services, *relays)
+        self.until_ready(*services)
 
     def do(self, what: str, service: str) -> None:
         """Do to a service what `docker compose` or `docker network` can do to it."""
