@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -168,3 +168,25 @@ async def test_what_was_taken_is_settled_before_the_end(cluster: ScratchDatabase
         await asyncio.gather(*tasks)
         with pytest.raises(DatabaseUnavailable):
             await journal.record([AuditEvent("token.read", ORIGIN)])
+
+
+async def test_as_many_as_came_last_time_are_loaded_together(desk: Desk) -> None:
+    """After a crowd, who comes a moment later comes along; a reader alone is served too."""
+    for attempt in range(10):
+        await asyncio.gather(*(desk.read(f"crowd {attempt}") for _ in range(8)))
+        one = desk.read(f"one {attempt}")
+        # Time enough for a load to begin.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await asyncio.gather(one, desk.read(f"other {attempt}"))
+        instants = await desk.admin.fetch(
+            "SELECT DISTINCT at FROM vault.audit_event WHERE outcome = ANY ($1)",
+            [f"one {attempt}", f"other {attempt}"],
+        )
+        # A machine that stands still for 10 ms parts them.
+        if len(instants) == 1:
+            break
+    else:
+        raise AssertionError("they never came together")
+    await desk.read("alone")
+    assert [each["outcome"] for each in await desk.records()][-1] == "alone"

