@@ -20,6 +20,9 @@ Parameters = Mapping[str, str]
 _SHORTEST_PREFIX = 8
 _PROJECT = r"[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _ACCOUNT = rf"[a-z][a-z0-9-]{{4,28}}[a-z0-9]@{_PROJECT}\.iam\.gserviceaccount\.com"
+_SCOPE = r"[a-z][a-z_.-]*(:[a-z_.-]+)*"
+# Empty is a choice.
+_OPTIONAL = frozenset({"SLACK_USER_SCOPES"})
 _OF_SERVICES = frozenset(
     {
         "AUTH_URL",
@@ -44,6 +47,10 @@ _PATTERNS = {
         r"gs://.+",
         "must be gs://BUCKET/PREFIX: the vault's Google account writes to it",
     ),
+    "SLACK_USER_SCOPES": (
+        rf"({_SCOPE}(,{_SCOPE})*)?",
+        "must be scopes of Slack's, comma-separated, or empty",
+    ),
     "GCP_VAULT_ACCOUNT": (_ACCOUNT, "must be NAME@PROJECT.iam.gserviceaccount.com"),
     "GCP_SECRETS_ACCOUNT": (_ACCOUNT, "must be NAME@PROJECT.iam.gserviceaccount.com"),
 }
@@ -59,7 +66,8 @@ def read(path: Path) -> dict[str, str]:
 def find_faults(parameters: Parameters) -> list[str]:
     """Return what is wrong, a line each that begins with the parameter's name."""
     known = _PATTERNS.keys() | _OF_SERVICES
-    missing = sorted(name for name in known if not parameters.get(name))
+    given = {name for name, value in parameters.items() if value or name in _OPTIONAL}
+    missing = sorted(known - given)
     if missing:
         return [f"{name}: required, but not set" for name in missing]
     faults = [f"{name}: is no parameter" for name in sorted(parameters.keys() - known)]

@@ -25,6 +25,7 @@ WRONG = [
     ("MEMBERSHIP_SOURCE", "none"),
     ("SLACK_APP_ID", "1234567890.1234567890"),
     ("SLACK_CLIENT_ID", ""),
+    ("SLACK_USER_SCOPES", "search:read users:read"),
     ("GCP_PROJECT", "Example Project"),
     ("GKE_LOCATION", "Belgium"),
     ("GKE_CLUSTER", "gke_example-project_europe-west1_example-cluster"),
