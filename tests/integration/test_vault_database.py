@@ -279,8 +279,12 @@ async def test_after_a_lost_commit_a_new_chain_names_the_old_end(stage: Stage) -
             CREATE CONSTRAINT TRIGGER lose AFTER INSERT ON vault.audit_event
                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION vault.fail();
         """)
+
+        async def work(_: object) -> tuple[None, list[AuditEvent]]:
+            return None, [AuditEvent("kek.promoted", ORIGIN)]
+
         with pytest.raises(DatabaseUnavailable):
-            await journal.load_recorded(ReadTarget(KEY), _judge)
+            await journal.commit(work)
         await stage.admin.execute("DROP TRIGGER lose ON vault.audit_event")
         verdict = await journal.load_recorded(ReadTarget(KEY), _judge)
         assert verdict.event.outcome == "3"
