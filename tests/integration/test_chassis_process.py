@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 PROGRAM = """
-import asyncio, ctypes, resource, sys
+import asyncio, ctypes, gc, resource, sys
 from interlock_chassis.config import ProcessSettings
 from interlock_chassis.errors import ConfigError
 from interlock_chassis.process import run_process
@@ -29,6 +29,9 @@ async def main(settings, stop):
     if settings.mode == "limits":
         print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3))
         print(type(asyncio.get_running_loop()).__module__)
+        return
+    if settings.mode == "garbage":
+        print(gc.get_freeze_count(), len(gc.get_objects()))
         return
     print("up", flush=True)
     await stop.wait()
@@ -112,6 +115,14 @@ def test_memory_is_not_dumped_and_the_loop_is_uvloop() -> None:
     """No core file, no reading by other processes of the same user."""
     code, out, _ = run(INTERLOCK_MODE="limits")
     assert (code, out.splitlines()) == (0, ["0 0", "uvloop"])
+
+
+def test_what_was_imported_is_not_walked_for_garbage() -> None:
+    """The collector looks at what a process makes, and at nothing that it started with."""
+    code, out, _ = run(INTERLOCK_MODE="garbage")
+    passed_over, looked_at = map(int, out.split())
+    assert code == 0
+    assert passed_over > 10 * looked_at
 
 
 @pytest.mark.parametrize(
