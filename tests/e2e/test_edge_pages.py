@@ -3,19 +3,19 @@
 Edge is real, its peers are in memory, so that each state is one line away.
 """
 
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from yarl import URL
 
 from interlock_chassis.errors import Kind, RemoteError
 from interlock_cli.scratch_databases import ScratchDatabases
 from interlock_gateway.edge.ports import AgentDefault, Health, PeopleEvent
 from tests.support.axe import Axe
+from tests.support.chromium import open_chromium
 from tests.support.edge_site import (
     ACME,
     CODE,
@@ -34,7 +34,6 @@ from tests.support.edge_site import (
 PICTURES = Path(__file__).parents[2] / "screenshots" / "edge"
 WSW = "/work-apps/slack/workspaces/wsw_1"
 PHONE_WIDTH = 360
-_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"]
 
 pytestmark = [pytest.mark.chromium, pytest.mark.node]
 
@@ -48,11 +47,8 @@ def axe() -> Axe:
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     """Run the Chromium of this machine."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=_ARGUMENTS)
+    async with open_chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture

@@ -1,30 +1,20 @@
 """The main path in a real browser, with a picture of every page."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from interlock_cli.journey import ADA, MIA, TEAM
 from interlock_cli.launch import Running
+from tests.support.chromium import open_chromium
 
 PICTURES = Path(__file__).parents[2] / "screenshots"
 QUESTION = "How can a customer return an order?"
 # A phone of the smaller kind; every page must fit it.
 PHONE_WIDTH = 360
-_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 
 pytestmark = pytest.mark.chromium
 
@@ -32,11 +22,8 @@ pytestmark = pytest.mark.chromium
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     """Run the Chromium of this machine."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=_ARGUMENTS)
+    async with open_chromium() as browser:
         yield browser
-        await browser.close()
 
 
 class _Visitor:

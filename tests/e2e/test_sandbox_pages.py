@@ -1,7 +1,6 @@
 """Every page of the sandbox in a browser: readable without a mouse, without eyes, on a phone."""
 
 import dataclasses
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from urllib.parse import parse_qs, urlencode
 import aiohttp
 import pytest
 from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from slack_sdk.web.async_client import AsyncWebClient
 
 from interlock_chassis.secret import Secret
@@ -29,6 +28,7 @@ from interlock_sandbox.testing import (
     recording_app,
 )
 from tests.support.axe import Axe
+from tests.support.chromium import open_chromium
 
 pytestmark = [
     pytest.mark.chromium,
@@ -39,7 +39,6 @@ pytestmark = [
 TEAM, HELP, MIA = "T0NORTHWIND", "C0NOHELP", "U0MIA"
 # Tall, so that nothing is scrolled half out of sight, where axe cannot judge its contrast.
 SIZES = ((1280, 1600), (360, 3000))
-_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage")
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +102,6 @@ class Stage:
 @pytest.fixture
 async def stage(axe: Axe) -> AsyncIterator[Stage]:
     """Give all stand-ins that have pages."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(found for found in map(shutil.which, names) if found)
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(recording_app())
         http = await stack.enter_async_context(aiohttp.ClientSession())
@@ -116,9 +113,7 @@ async def stage(axe: Axe) -> AsyncIterator[Stage]:
         )
         config = dataclasses.replace(example_config(app.url), nango=nango)
         urls = await stack.enter_async_context(running(config))
-        playwright = await stack.enter_async_context(async_playwright())
-        browser = await playwright.chromium.launch(executable_path=path, args=_FLAGS)
-        stack.push_async_callback(browser.close)
+        browser = await stack.enter_async_context(open_chromium())
         yield Stage(urls, config, app, http, browser, axe)
 
 

@@ -1,7 +1,6 @@
 """The playground in a real browser, with the keyboard."""
 
 import json
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from urllib.parse import parse_qs
 
 import aiohttp
 import pytest
-from playwright.async_api import Browser, Page, Response, async_playwright, expect
+from playwright.async_api import Browser, Page, Response, Route, expect
 from slack_sdk.web.async_client import AsyncWebClient
 
 from interlock_sandbox.config import Config
@@ -22,6 +21,7 @@ from interlock_sandbox.testing import (
     install,
     recording_app,
 )
+from tests.support.chromium import open_chromium
 
 pytestmark = [
     pytest.mark.chromium,
@@ -29,17 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:BasicAuth is deprecated:DeprecationWarning"),
 ]
 TEAM, HELP, MIA = "T0NORTHWIND", "C0NOHELP", "U0MIA"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 
 
 @dataclass
@@ -87,14 +76,11 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     """Give a browser, a Slack and an app that records."""
-    path = next(found for found in map(shutil.which, CHROMIUM) if found)
-    async with recording_app() as app, aiohttp.ClientSession() as http, async_playwright() as p:
-        browser = await p.chromium.launch(executable_path=path, args=FLAGS)
+    async with recording_app() as app, aiohttp.ClientSession() as http, open_chromium() as browser:
         config = example_config(app.url)
         async with running(config) as urls:
             made = Stage(urls.slack, config, app, http, browser)
             yield made
-            await browser.close()
     assert made.complaints == []
 
 
@@ -175,6 +161,37 @@ async def test_whisper_is_seen_by_one_and_its_buttons_work(stage: Stage) -> None
     assert actions == ["link", "later"]
     await mia.get_by_role("button", name="Dismiss").press("Enter")
     await expect(mia.get_by_text("Only visible to you")).to_have_count(0)
+
+
+async def test_a_channel_is_read_once_its_changes_are_followed(stage: Stage) -> None:
+    """A page that has just been opened cannot miss what is written meanwhile."""
+    steps: list[str] = []
+    page = await stage.browser.new_page()
+    page.on("response", lambda got: steps.append("followed") if "/feed?" in got.url else None)
+    page.on("request", lambda ask: steps.append("read") if "/messages?" in ask.url else None)
+    await page.goto(f"{stage.url}/?team={TEAM}&user={MIA}&channel={HELP}")
+    await expect(page.get_by_text("Nobody has written here yet.")).to_be_visible()
+    assert steps == ["followed", "read"]
+
+
+async def test_what_is_written_while_a_channel_is_read_is_shown(stage: Stage) -> None:
+    """A message that is newer than what was read stays, though it came first."""
+    client = await stage.installed()
+    page = await stage.open()
+    await page.get_by_role("button", name="# general").click()
+    await expect(page.locator("#room-name")).to_have_text("# general")
+    await client.chat_postMessage(channel=HELP, text="before")
+
+    async def answer_late(route: Route) -> None:
+        read = await route.fetch()
+        await client.chat_postMessage(channel=HELP, text="meanwhile")
+        await expect(page.get_by_text("meanwhile")).to_be_visible()
+        await route.fulfill(response=read)
+
+    await page.route("**/messages?*", answer_late)
+    await page.get_by_role("button", name="# help").click()
+    await expect(page.get_by_text("before")).to_be_visible()
+    await expect(page.get_by_text("meanwhile")).to_be_visible()
 
 
 async def test_text_from_the_app_is_never_markup_of_the_page(stage: Stage) -> None:

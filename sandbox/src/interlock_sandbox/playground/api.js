@@ -29,7 +29,8 @@ async function answerOf(response) {
 
 /**
  * Follow what a person sees. `onEvent` gets each change, `onState` is told
- * whether the connection stands. Returns a function that ends it.
+ * whether the connection stands. Returns a function that ends it, and `begun`:
+ * what is asked for after that misses no change.
  */
 export function follow(team, user, onEvent, onState) {
   const query = new URLSearchParams({ team, user });
@@ -37,5 +38,6 @@ export function follow(team, user, onEvent, onState) {
   source.addEventListener("message", (message) => onEvent(JSON.parse(message.data)));
   source.addEventListener("open", () => onState(true));
   source.addEventListener("error", () => onState(false));
-  return () => source.close();
+  const begun = new Promise((resolve) => source.addEventListener("open", resolve, { once: true }));
+  return { end: () => source.close(), begun };
 }

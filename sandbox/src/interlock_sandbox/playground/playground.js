@@ -19,7 +19,8 @@ class Playground {
     this.messages = new Map();
     this.statuses = new Map();
     this.unread = new Set();
-    this.unfollow = null;
+    this.feed = null;
+    this.meanwhile = null;
     this.hands = {
       use: (message, element, choice, node) => this.use(message, element, choice, node),
       openThread: (ts) => this.openThread(ts, { focus: true }),
@@ -82,14 +83,19 @@ class Playground {
     this.here = { team: workspace.id, user: person.id, channel: "", thread: "" };
     this.unread.clear();
     this.statuses.clear();
-    this.unfollow?.();
-    this.unfollow = follow(
+    this.feed?.end();
+    const feed = follow(
       workspace.id,
       person.id,
       (event) => this.happen(event),
       (connected) => this.showConnection(connected),
     );
+    this.feed = feed;
     this.drawSide();
+    await feed.begun;
+    if (this.feed !== feed) {
+      return;
+    }
     const places = this.places();
     await this.openChannel(
       (places.find((each) => each.id === channel) ?? places.find((each) => each.name === "help") ?? places[0]).id,
@@ -116,10 +122,14 @@ class Playground {
 
   async loadMessages() {
     const { team, user, channel } = this.here;
+    const meanwhile = [];
+    this.meanwhile = meanwhile;
     const { messages, statuses } = await ask("messages", { team, user, channel });
-    if (channel !== this.here.channel) {
+    if (this.meanwhile !== meanwhile) {
+      // A newer load is under way.
       return;
     }
+    this.meanwhile = null;
     this.messages = new Map(messages.map((message) => [message.ts, message]));
     this.room.clear("Nobody has written here yet.");
     for (const message of messages.filter((each) => !isReply(each))) {
@@ -127,6 +137,8 @@ class Playground {
     }
     this.drawThread();
     statuses.forEach((status) => this.showStatus(status));
+    // What was read may be older than what came while it was read.
+    meanwhile.forEach((event) => this.happen(event));
   }
 
   openThread(ts, { focus = false } = {}) {
@@ -159,6 +171,9 @@ class Playground {
   // What happens.
 
   happen(event) {
+    if (event.type === "message" || event.type === "gone") {
+      this.meanwhile?.push(event);
+    }
     switch (event.type) {
       case "message":
         return this.receive(event.message);

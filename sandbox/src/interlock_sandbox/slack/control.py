@@ -126,9 +126,10 @@ class Control:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
-        await response.prepare(request)
         # A page that is closed ends its feed; that is no error.
         with self._world.feed.reading(workspace.id, user.id) as news, suppress(ConnectionError):
+            # Not before: what happens once the page knows of the feed is in it.
+            await response.prepare(request)
             await response.write(b": listening\n\n")
             while True:
                 try:
