@@ -48,7 +48,7 @@ _MOST_EXPECTED = 24
 _LONGEST_WAIT = timedelta(milliseconds=10)
 # 64 saves of two secrets each are some 50 kB.
 _MAX_SHARES = 64
-# A reader's deadline is 5 s and the KMS may take 2 s of it.
+# For both statements of a read. A reader's deadline is 5 s and the KMS may take 2 s of it.
 _READ_BUDGET = timedelta(seconds=2)
 _WRITE_BUDGET = timedelta(seconds=5)
 # A session that was idle for longer may be gone without a word; it is made anew.
@@ -131,11 +131,16 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Judged:
-    """Entries with what was judged of them, wish by wish, not yet on record."""
+    """Entries with what was judged of them, wish by wish, not yet on record.
+
+    Attributes:
+        left_s: What the load has left of the budget, in seconds.
+    """
 
     entries: Sequence[_Entry]
     verdicts: Sequence[Verdict | Exception]
     at: datetime
+    left_s: float
 
 
 @dataclass(slots=True)
@@ -410,9 +415,11 @@ class Journal:
     async def _load_entries(self) -> None:
         """Load and judge what is asked for, and leave it to the writer."""
         entries: list[_Entry] = []
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _READ_BUDGET.total_seconds()
         try:
             with failing_closed():
-                async with asyncio.timeout(_READ_BUDGET.total_seconds()):
+                async with asyncio.timeout_at(until):
                     connection = await self._loading.connect()
                     # Not before there is a session: who came meanwhile comes along.
                     entries = self._take_entries()
@@ -428,7 +435,7 @@ class Journal:
         except BaseException:
             self._loading.hang_up()
             raise
-        self._judged = _Judged(entries, verdicts, at)
+        self._judged = _Judged(entries, verdicts, at, until - loop.time())
         self._to_write.ring()
 
     async def _commit_judged(self, judged: _Judged) -> None:
@@ -436,7 +443,7 @@ class Journal:
         events = [each.event for each in judged.verdicts if isinstance(each, Verdict)]
         try:
             with self._watched(), failing_closed():
-                async with asyncio.timeout(_READ_BUDGET.total_seconds()):
+                async with asyncio.timeout(judged.left_s):
                     connection = await self._writing.connect()
                     await self._append_alone(connection, events, judged.at)
         except Exception as error:  # noqa: BLE001 - As above.
