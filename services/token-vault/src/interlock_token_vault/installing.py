@@ -48,7 +48,7 @@ from interlock_token_vault.domain.install import (
     WorkspaceTaken,
     read_facts,
     refusal_of,
-    require_same_bot,
+    require_same_user,
     require_scopes,
 )
 from interlock_token_vault.domain.installation import (
@@ -321,7 +321,7 @@ class Installing:
             fetched = await self._nango().fetch(ConnectionRef(self._integration, connection_id))
             require_own(fetched, ask.tenant_id, None)
             facts = _facts_of(fetched, self._app.client_id)
-            require_same_bot(await self._slack.test(facts.token), facts.key, facts.bot_user_id)
+            require_same_user(await self._slack.test(facts.token), facts.key, facts.bot_user_id)
         require_scopes(facts.scopes, self._app.bot_scopes)
         held = await self._store.find_active(facts.key)
         if held is not None and held.installation.tenant_id != ask.tenant_id:
@@ -698,7 +698,7 @@ class Installing:
             identity = await self._slack.test(token)
         except TokenDead:
             raise SlackAnswerUnusable from None
-        require_same_bot(identity, installation.key, installation.bot_user_id)
+        require_same_user(identity, installation.key, installation.bot_user_id)
 
     async def _require_user(
         self, pending: PendingInstall, credential: _Credential
@@ -716,7 +716,7 @@ class Installing:
             identity = await self._slack.test(user.token)
         except TokenDead:
             raise SlackAnswerUnusable from None
-        require_same_bot(identity, pending.installation.key, user.user_id)
+        require_same_user(identity, pending.installation.key, user.user_id)
         return require_scopes(identity.scopes, asked)
 
     async def _claim(
@@ -928,10 +928,8 @@ class Installing:
         """
 
         async def seal(
-            secret: Secret[str] | None, kind: TokenKind, slot: TokenSlot, ends: datetime | None
-        ) -> list[SealedToken]:
-            if secret is None:
-                return []
+            secret: Secret[str], kind: TokenKind, slot: TokenSlot, ends: datetime | None
+        ) -> SealedToken:
             is_users = kind is TokenKind.USER
             place = TokenContext(
                 environment=self._environment,
@@ -943,26 +941,27 @@ class Installing:
                 dek_id=wrapped.dek_id,
                 generation=user_generation if is_users else installation.generation,
             )
-            return [await data_key.seal(secret, place, ends)]
+            return await data_key.seal(secret, place, ends)
 
         if (connection := credential.connection) is not None:
             sealed = await seal(connection.to_seal(), TokenKind.BOT, TokenSlot.CONNECTION, None)
-            return tuple(replace(each, ref=self._keys.ref(credential.token)) for each in sealed)
-        bot, user = credential, credential.user
-        return (
-            *await seal(bot.token, TokenKind.BOT, TokenSlot.ACCESS, bot.expires_at),
-            *await seal(bot.refresh_token, TokenKind.BOT, TokenSlot.REFRESH, None),
-            *(
-                await seal(user.token, TokenKind.USER, TokenSlot.ACCESS, user.expires_at)
-                if user
-                else ()
-            ),
-            *(
-                await seal(user.refresh_token, TokenKind.USER, TokenSlot.REFRESH, None)
-                if user
-                else ()
-            ),
-            *await seal(bot.webhook_url, TokenKind.WEBHOOK, TokenSlot.ACCESS, None),
+            return (replace(sealed, ref=self._keys.ref(credential.token)),)
+        came = [
+            (credential.token, TokenKind.BOT, TokenSlot.ACCESS, credential.expires_at),
+            (credential.refresh_token, TokenKind.BOT, TokenSlot.REFRESH, None),
+        ]
+        if (user := credential.user) is not None:
+            came += [
+                (user.token, TokenKind.USER, TokenSlot.ACCESS, user.expires_at),
+                (user.refresh_token, TokenKind.USER, TokenSlot.REFRESH, None),
+            ]
+        came.append((credential.webhook_url, TokenKind.WEBHOOK, TokenSlot.ACCESS, None))
+        return tuple(
+            [
+                await seal(secret, kind, slot, ends)
+                for secret, kind, slot, ends in came
+                if secret is not None
+            ]
         )
 
     async def _open(self, pending: PendingInstall) -> _Credential:
@@ -996,16 +995,7 @@ class Installing:
     async def _open_held(self, held: Held, sealed: SealedToken) -> Secret[str]:
         installation = held.installation
         data_key = self._keys.take(held.wrapped, self._key_context(installation.id))
-        place = TokenContext(
-            environment=self._environment,
-            key=installation.key,
-            installation_id=installation.id,
-            user_id=sealed.user_id,
-            kind=sealed.kind,
-            slot=sealed.slot,
-            dek_id=sealed.dek_id,
-            generation=sealed.generation,
-        )
+        place = sealed.place(self._environment, installation)
         return await data_key.open(sealed, place)
 
     def _key_context(self, installation_id: InstallationId) -> KeyContext:

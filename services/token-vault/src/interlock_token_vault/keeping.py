@@ -21,7 +21,7 @@ from interlock_token_vault.domain.envelope import (
     SealedToken,
     TokenContext,
 )
-from interlock_token_vault.domain.install import SlackAnswerUnusable, require_same_bot
+from interlock_token_vault.domain.install import SlackAnswerUnusable, require_same_user
 from interlock_token_vault.domain.installation import (
     DekId,
     InstallationKey,
@@ -382,7 +382,7 @@ class Keeper:
             identity = await self._slack.test(token)
             if held.chain.user_id:
                 return identity.user_id == held.chain.user_id
-            require_same_bot(identity, held.installation.key, held.installation.bot_user_id)
+            require_same_user(identity, held.installation.key, held.installation.bot_user_id)
         except (TokenDead, SlackAnswerUnusable):
             return False
         return True

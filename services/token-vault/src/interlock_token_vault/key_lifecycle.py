@@ -565,13 +565,4 @@ class KeyLifecycle:
         )
 
     def _place(self, installation: Installation, token: SealedToken) -> TokenContext:
-        return TokenContext(
-            environment=self._environment,
-            key=installation.key,
-            installation_id=installation.id,
-            user_id=token.user_id,
-            kind=token.kind,
-            slot=token.slot,
-            dek_id=token.dek_id,
-            generation=token.generation,
-        )
+        return token.place(self._environment, installation)

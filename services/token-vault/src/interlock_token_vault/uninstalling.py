@@ -30,7 +30,6 @@ from interlock_token_vault.domain.envelope import (
     CannotOpen,
     KeyContext,
     SealedToken,
-    TokenContext,
 )
 from interlock_token_vault.domain.installation import (
     Installation,
@@ -539,16 +538,7 @@ class Uninstalling:
     async def _open_sealed(self, held: Held, sealed: SealedToken) -> Secret[str]:
         key = held.installation.key
         context = KeyContext(self._environment, key.client_id, held.installation.id)
-        place = TokenContext(
-            environment=self._environment,
-            key=key,
-            installation_id=held.installation.id,
-            user_id=sealed.user_id,
-            kind=sealed.kind,
-            slot=sealed.slot,
-            dek_id=sealed.dek_id,
-            generation=sealed.generation,
-        )
+        place = sealed.place(self._environment, held.installation)
         return await self._keys.take(held.wrapped, context).open(sealed, place)
 
 

@@ -28,6 +28,7 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_token_vault.domain.installation import (
     ClientId,
     DekId,
+    Installation,
     InstallationId,
     InstallationKey,
     TokenKind,
@@ -171,6 +172,19 @@ class SealedToken:
     sealed: SealedBytes
     ref: TokenRef
     expires_at: datetime | None
+
+    def place(self, environment: str, installation: Installation) -> TokenContext:
+        """Say what it is bound to if it is where it says: for who has no grant to go by."""
+        return TokenContext(
+            environment=environment,
+            key=installation.key,
+            installation_id=installation.id,
+            user_id=self.user_id,
+            kind=self.kind,
+            slot=self.slot,
+            dek_id=self.dek_id,
+            generation=self.generation,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,7 +293,7 @@ def _read_life(answer: ExchangeAnswer | UserGrant) -> timedelta | None:
     return min(timedelta(seconds=min(answer.expires_in_s, 10**6)), _MOST_LIFE)
 
 
-def require_same_bot(identity: BotIdentity, key: InstallationKey, user_id: str) -> None:
+def require_same_user(identity: BotIdentity, key: InstallationKey, user_id: str) -> None:
     """Check that a living token belongs where the exchange said it does.
 
     Args:
