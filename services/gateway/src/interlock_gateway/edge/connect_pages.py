@@ -15,8 +15,8 @@ from interlock_chassis.errors import Kind, ServiceError
 from interlock_gateway.edge import paths
 from interlock_gateway.edge.browser import Browser, end_cookie, set_cookie, take_cookie
 from interlock_gateway.edge.connect_routes import CONNECT_COOKIE, CONNECT_COOKIE_SECONDS
-from interlock_gateway.edge.install_routes import INSTALL_FORM
-from interlock_gateway.edge.installing import Connecting, NotYourInstall
+from interlock_gateway.edge.install_routes import INSTALL_FORM, noting_other_sessions
+from interlock_gateway.edge.installing import Connecting
 from interlock_gateway.edge.metrics import EdgeMetrics
 from interlock_gateway.edge.pages import Pages
 from interlock_gateway.edge.policy import Action
@@ -87,17 +87,10 @@ class ConnectPages:
 
     async def _tell(self, request: web.Request) -> web.Response:
         visit = await self._browser.visit(request, Action.INSTALL)
-        try:
+        with noting_other_sessions(self._metrics, visit):
             installed = await self._connecting.find_outcome(
                 visit.person, take_cookie(request, CONNECT_COOKIE)
             )
-        except NotYourInstall:
-            self._metrics.audit(
-                "install_of_other_session_refused",
-                user_id=visit.person.user_id,
-                tenant_id=visit.person.tenant_id,
-            )
-            raise
         if installed is None:
             return self._pages.render(
                 "connecting.html",

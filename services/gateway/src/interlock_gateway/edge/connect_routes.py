@@ -13,7 +13,8 @@ from interlock_gateway.edge import paths
 from interlock_gateway.edge.api_routes import MalformedBody
 from interlock_gateway.edge.browser import Browser, end_cookie, set_cookie, take_cookie
 from interlock_gateway.edge.http import JSON, media_type, read_body, read_json
-from interlock_gateway.edge.installing import Connecting, NotYourInstall
+from interlock_gateway.edge.install_routes import noting_other_sessions
+from interlock_gateway.edge.installing import Connecting
 from interlock_gateway.edge.metrics import EdgeMetrics
 from interlock_gateway.edge.policy import Action
 from interlock_gateway.edge.ports import Vault
@@ -73,17 +74,10 @@ class ConnectRoutes:
         visit = await self._browser.call(request, Action.INSTALL)
         body = await read_json(request, _MAX_BODY_BYTES)
         key, connection_id = _name(body, "providerConfigKey"), _name(body, "connectionId")
-        try:
+        with noting_other_sessions(self._metrics, visit):
             installed = await self._connecting.complete(
                 visit.person, take_cookie(request, CONNECT_COOKIE), key, connection_id
             )
-        except NotYourInstall:
-            self._metrics.audit(
-                "install_of_other_session_refused",
-                user_id=visit.person.user_id,
-                tenant_id=visit.person.tenant_id,
-            )
-            raise
         response = web.json_response(
             {"slackTeamId": installed.slack_team_id, "isReinstall": installed.is_reinstall}
         )

@@ -1,5 +1,7 @@
 """Installing, as pages: the question, Slack's consent, and every way it can end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -101,22 +103,29 @@ class InstallRoutes:
             await self._installing.take(state=state, browser_secret=browser_secret)
             # Slack's word for a no; its text goes nowhere.
             raise InstallCancelled if error == "access_denied" else InstallRefusedBySlack
-        try:
+        with noting_other_sessions(self._metrics, visit):
             installed = await self._installing.complete(
                 visit.person,
                 state=state,
                 browser_secret=browser_secret,
                 code=_single(request, "code"),
             )
-        except NotYourInstall:
-            self._metrics.audit("install_of_other_session_refused", **_who(visit))
-            raise
         if installed.extra_scopes:
             structlog.get_logger().warning("scope_drift", scopes=sorted(installed.extra_scopes))
         notice = {"again" if installed.is_reinstall else "installed": installed.slack_team_id}
         response = _see_other(f"{paths.HOME}?{urlencode(notice)}")
         end_cookie(response, _COOKIE)
         return response
+
+
+@contextmanager
+def noting_other_sessions(metrics: EdgeMetrics, visit: Visit) -> Iterator[None]:
+    """Write the audit line of who ends an install that another session began."""
+    try:
+        yield
+    except NotYourInstall:
+        metrics.audit("install_of_other_session_refused", **_who(visit))
+        raise
 
 
 def _who(visit: Visit) -> dict[str, str]:
