@@ -64,8 +64,9 @@ class Reading:
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
-        found = await self._record.list_events(sought, before=before, limit=_size(size) + 1)
-        return _part(found, _size(size), {})
+        most = size or _DEFAULT_SIZE
+        found = await self._record.list_events(sought, before=before, limit=most + 1)
+        return Part(found[:most], {}, found[most - 1].number if len(found) > most else None)
 
     async def read_workspace(
         self, grant: AdminGrant, sought: Sought, *, before: int | None, size: int
@@ -95,12 +96,3 @@ class Reading:
         named |= {each.event.origin.actor_id for each in part.events}
         user_ids = frozenset(UserId(each) for each in named if each)
         return replace(part, names=await self._record.list_names(user_ids))
-
-
-def _size(size: int) -> int:
-    return size or _DEFAULT_SIZE
-
-
-def _part(found: list[RecordedEvent], size: int, names: Mapping[UserId, str]) -> Part:
-    is_more = len(found) > size
-    return Part(found[:size], names, found[size - 1].number if is_more else None)
