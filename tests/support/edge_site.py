@@ -249,6 +249,7 @@ class FakeVault:
     """A vault that notes what it was given and answers as told."""
 
     completed: list[tuple[str, str, str]] = field(default_factory=list)
+    asked_for: list[str] = field(default_factory=list)
     fail: RemoteError | None = None
     installed: Installed = field(
         default_factory=lambda: Installed("T0ACME", is_reinstall=False, extra_scopes=())
@@ -285,6 +286,14 @@ class FakeVault:
     ) -> Installed:
         """Take a connection."""
         self.completed.append((grant.reveal(), provider_config_key, connection_id))
+        await asyncio.sleep(0)
+        if self.fail:
+            raise self.fail
+        return self.installed
+
+    async def find_connected(self, grant: Secret[str]) -> Installed:
+        """Say what came of a connection."""
+        self.asked_for.append(grant.reveal())
         await asyncio.sleep(0)
         if self.fail:
             raise self.fail

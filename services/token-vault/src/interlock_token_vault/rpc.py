@@ -83,6 +83,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[str]]] = {
         "StartInstall": _EDGE,
         "CompleteOAuthInstall": _EDGE,
         "CompleteNangoInstall": _EDGE,
+        "FindNangoInstall": _EDGE,
         "ReceiveNangoWebhook": _EDGE,
     },
     "TokenService": {
@@ -402,12 +403,23 @@ class InstallRpc(services.InstallServiceServicer):
         context: "_Context[pb.CompleteNangoInstallRequest, pb.CompleteNangoInstallResponse]",
     ) -> pb.CompleteNangoInstallResponse:
         ask = await self._grants.for_install(request.grant)
-        if request.provider_config_key or request.connection_id:
-            ref = ConnectionRef(request.provider_config_key, request.connection_id)
-            installed = await self._installing.complete_connection(ask, ref)
-        else:
-            installed = await self._installing.find_outcome(ask)
+        ref = ConnectionRef(request.provider_config_key, request.connection_id)
+        installed = await self._installing.complete_connection(ask, ref)
         return pb.CompleteNangoInstallResponse(
+            installation=installation_message(installed.installation),
+            is_reinstall=installed.is_reinstall,
+        )
+
+    @override
+    async def FindNangoInstall(
+        self,
+        request: pb.FindNangoInstallRequest,
+        context: "_Context[pb.FindNangoInstallRequest, pb.FindNangoInstallResponse]",
+    ) -> pb.FindNangoInstallResponse:
+        installed = await self._installing.find_outcome(
+            await self._grants.for_install(request.grant)
+        )
+        return pb.FindNangoInstallResponse(
             installation=installation_message(installed.installation),
             is_reinstall=installed.is_reinstall,
         )

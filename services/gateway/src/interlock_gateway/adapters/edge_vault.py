@@ -75,12 +75,14 @@ class GrpcVault:
         )
         with remote_errors():
             answer = await self._installs.CompleteNangoInstall(request, timeout=_INSTALL_SECONDS)
-        installation = answer.installation
-        return Installed(
-            slack_team_id=installation.team_id or installation.enterprise_id,
-            is_reinstall=answer.is_reinstall,
-            extra_scopes=(),
-        )
+        return _by_nango(answer)
+
+    async def find_connected(self, grant: Secret[str]) -> Installed:
+        """Say what came of an install by Nango; see `Vault`."""
+        request = pb.FindNangoInstallRequest(grant=grant.reveal())
+        with remote_errors():
+            answer = await self._installs.FindNangoInstall(request, timeout=_SECONDS)
+        return _by_nango(answer)
 
     async def receive_nango_webhook(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Hand a webhook over; see `Vault`."""
@@ -94,6 +96,17 @@ class GrpcVault:
         with remote_errors():
             answer = await self._audit.ListAuditEvents(request, timeout=_SECONDS)
         return Page(tuple(_event(each) for each in answer.events), answer.next_page_token)
+
+
+def _by_nango(
+    answer: pb.CompleteNangoInstallResponse | pb.FindNangoInstallResponse,
+) -> Installed:
+    installation = answer.installation
+    return Installed(
+        slack_team_id=installation.team_id or installation.enterprise_id,
+        is_reinstall=answer.is_reinstall,
+        extra_scopes=(),
+    )
 
 
 def _renewed(workspace: Workspace | None) -> pb.Installation | None:

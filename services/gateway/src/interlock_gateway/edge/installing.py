@@ -7,7 +7,7 @@ it hands Slack's code to the vault, with the grant of whoever started.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
@@ -208,7 +208,7 @@ class Connecting:
     async def complete(
         self, person: Person, cookie: str, provider_config_key: str, connection_id: str
     ) -> Installed:
-        """Take the state and let the vault take the connection; "" asks only what came of it.
+        """Take the state and let the vault take the connection.
 
         The state is put back where a repeat may help.
 
@@ -217,6 +217,20 @@ class Connecting:
             NotYourInstall: The session is not the one that started; the state is spent.
             RemoteError: As `Vault.complete_connection`.
         """
+        return await self._end(
+            person,
+            cookie,
+            lambda grant: self._vault.complete_connection(
+                grant, provider_config_key, connection_id
+            ),
+        )
+
+    async def _end(
+        self,
+        person: Person,
+        cookie: str,
+        ask: Callable[[Secret[str]], Awaitable[Installed]],
+    ) -> Installed:
         state, _, secret = cookie.partition(".")
         require_callback(state=state, browser_secret=secret)
         started = await self._states.take_state(_sha256(state), _sha256(secret))
@@ -225,9 +239,7 @@ class Connecting:
         if started.session_ref != person.session_ref:
             raise NotYourInstall
         try:
-            return await self._vault.complete_connection(
-                started.grant, provider_config_key, connection_id
-            )
+            return await ask(started.grant)
         except ServiceError as error:
             if error.kind in {Kind.UNAVAILABLE, Kind.LOST_RACE} or error.reason == AWAITED:
                 await self._states.put_state(_sha256(state), _sha256(secret), started)
@@ -242,7 +254,7 @@ class Connecting:
             InstallStateSpent, NotYourInstall, RemoteError: As `complete`.
         """
         try:
-            return await self.complete(person, cookie, "", "")
+            return await self._end(person, cookie, self._vault.find_connected)
         except RemoteError as error:
             if error.reason == AWAITED or error.kind is Kind.LOST_RACE:
                 return None

@@ -410,11 +410,17 @@ class Vault(Protocol):
     async def complete_connection(
         self, grant: Secret[str], provider_config_key: str, connection_id: str
     ) -> Installed:
-        """Take a connection and activate the installation; "" and "" ask what came of it.
+        """Take a connection and activate the installation.
 
         Reasons as `complete_install`, and CONNECTION_NOT_FOUND, CONNECTION_NOT_YOURS,
-        CONNECTION_DEAD, INSTALL_IN_PROGRESS, and as `start_connecting`; CONNECTION_AWAITED
-        where nothing came yet.
+        CONNECTION_DEAD, INSTALL_IN_PROGRESS, and as `start_connecting`.
+        """
+        ...
+
+    async def find_connected(self, grant: Secret[str]) -> Installed:
+        """Say what came of an install that Nango's webhook completes.
+
+        Reasons as `complete_connection`; CONNECTION_AWAITED where nothing came yet.
         """
         ...
 

@@ -288,9 +288,7 @@ class CompleteNangoInstallRequest(_message.Message):
     provider_config_key: _builtins.str
     """Nango's integration id."""
     connection_id: _builtins.str
-    """Nango's connection id; opaque. Empty, as the integration id then is: nothing is
-    taken, and the answer is what came of the install by its webhook.
-    """
+    """Nango's connection id; opaque."""
     def __init__(
         self,
         *,
@@ -333,6 +331,56 @@ class CompleteNangoInstallResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteNangoInstallResponse: _TypeAlias = CompleteNangoInstallResponse  # noqa: Y015
+
+@_typing.final
+class FindNangoInstallRequest(_message.Message):
+    """Request of InstallService.FindNangoInstall."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    grant: _builtins.str
+    """The installGrant of source `nango` that started it."""
+    def __init__(
+        self,
+        *,
+        grant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindNangoInstallRequest: _TypeAlias = FindNangoInstallRequest  # noqa: Y015
+
+@_typing.final
+class FindNangoInstallResponse(_message.Message):
+    """Response of InstallService.FindNangoInstall."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_FIELD_NUMBER: _builtins.int
+    IS_REINSTALL_FIELD_NUMBER: _builtins.int
+    is_reinstall: _builtins.bool
+    """Whether this tenant had installed the workspace before."""
+    @_builtins.property
+    def installation(self) -> Global___Installation:
+        """The active installation."""
+
+    def __init__(
+        self,
+        *,
+        installation: Global___Installation | None = ...,
+        is_reinstall: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation", b"installation", "is_reinstall", b"is_reinstall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindNangoInstallResponse: _TypeAlias = FindNangoInstallResponse  # noqa: Y015
 
 @_typing.final
 class ReceiveNangoWebhookRequest(_message.Message):

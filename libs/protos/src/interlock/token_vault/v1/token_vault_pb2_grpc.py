@@ -50,6 +50,11 @@ class InstallServiceStub:
                 request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallRequest.SerializeToString,
                 response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallResponse.FromString,
                 _registered_method=True)
+        self.FindNangoInstall = channel.unary_unary(
+                '/interlock.token_vault.v1.InstallService/FindNangoInstall',
+                request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallRequest.SerializeToString,
+                response_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallResponse.FromString,
+                _registered_method=True)
         self.ReceiveNangoWebhook = channel.unary_unary(
                 '/interlock.token_vault.v1.InstallService/ReceiveNangoWebhook',
                 request_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.ReceiveNangoWebhookRequest.SerializeToString,
@@ -95,9 +100,21 @@ class InstallServiceServicer:
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
         when the connection's tenant tag differs from the grant's tenant;
-        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
-        CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
-        NANGO_UNAVAILABLE.
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindNangoInstall(self, request, context):
+        """Say what came of an install by Nango that its webhook completes. Changes
+        nothing and asks nobody.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; FAILED_PRECONDITION
+        CONNECTION_AWAITED where nothing came yet, INSTALL_NOT_OPEN; ABORTED
+        INSTALL_IN_PROGRESS; and what the install was refused with, as
+        CompleteNangoInstall.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +148,11 @@ def add_InstallServiceServicer_to_server(servicer, server):
                     servicer.CompleteNangoInstall,
                     request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallRequest.FromString,
                     response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallResponse.SerializeToString,
+            ),
+            'FindNangoInstall': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindNangoInstall,
+                    request_deserializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallRequest.FromString,
+                    response_serializer=interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallResponse.SerializeToString,
             ),
             'ReceiveNangoWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.ReceiveNangoWebhook,
@@ -220,6 +242,33 @@ class InstallService:
             '/interlock.token_vault.v1.InstallService/CompleteNangoInstall',
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallRequest.SerializeToString,
             interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.CompleteNangoInstallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindNangoInstall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.token_vault.v1.InstallService/FindNangoInstall',
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallRequest.SerializeToString,
+            interlock_dot_token__vault_dot_v1_dot_token__vault__pb2.FindNangoInstallResponse.FromString,
             options,
             channel_credentials,
             insecure,

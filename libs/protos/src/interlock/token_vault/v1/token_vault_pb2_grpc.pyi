@@ -51,9 +51,17 @@ class InstallServiceStub:
 
     Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
     when the connection's tenant tag differs from the grant's tenant;
-    FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
-    CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
-    NANGO_UNAVAILABLE.
+    FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+    NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+    """
+    FindNangoInstall: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.FindNangoInstallRequest, _token_vault_pb2.FindNangoInstallResponse]
+    """Say what came of an install by Nango that its webhook completes. Changes
+    nothing and asks nobody.
+
+    Errors: UNAUTHENTICATED INVALID_TOKEN; FAILED_PRECONDITION
+    CONNECTION_AWAITED where nothing came yet, INSTALL_NOT_OPEN; ABORTED
+    INSTALL_IN_PROGRESS; and what the install was refused with, as
+    CompleteNangoInstall.
     """
     ReceiveNangoWebhook: _aio.UnaryUnaryMultiCallable[_token_vault_pb2.ReceiveNangoWebhookRequest, _token_vault_pb2.ReceiveNangoWebhookResponse]
     """Verify a Nango webhook over its raw bytes and act on it as a hint only.
@@ -109,9 +117,23 @@ class InstallServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: as CompleteOAuthInstall; PERMISSION_DENIED CONNECTION_NOT_YOURS
         when the connection's tenant tag differs from the grant's tenant;
-        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD,
-        CONNECTION_AWAITED; NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE
-        NANGO_UNAVAILABLE.
+        FAILED_PRECONDITION NANGO_NOT_CONFIGURED, NANGO_REFUSED, CONNECTION_DEAD;
+        NOT_FOUND CONNECTION_NOT_FOUND; UNAVAILABLE NANGO_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def FindNangoInstall(
+        self,
+        request: _token_vault_pb2.FindNangoInstallRequest,
+        context: _aio.ServicerContext[_token_vault_pb2.FindNangoInstallRequest, _abc.Awaitable[_token_vault_pb2.FindNangoInstallResponse]],
+    ) -> _abc.Awaitable[_token_vault_pb2.FindNangoInstallResponse]:
+        """Say what came of an install by Nango that its webhook completes. Changes
+        nothing and asks nobody.
+
+        Errors: UNAUTHENTICATED INVALID_TOKEN; FAILED_PRECONDITION
+        CONNECTION_AWAITED where nothing came yet, INSTALL_NOT_OPEN; ABORTED
+        INSTALL_IN_PROGRESS; and what the install was refused with, as
+        CompleteNangoInstall.
         """
 
     @_abc_1.abstractmethod
