@@ -48,8 +48,11 @@ fix: setup ## Format, and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-test: setup ## Run all tests, or one file with T=path
-	@$(BIN)/pytest $(T)
+# Files stay whole, and in order: the stack of containers is one group (tests/conftest.py).
+WHOLE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test: setup ## Run all tests, on two processes, or one file with T=path
+	@$(BIN)/pytest $(or $(T),$(WHOLE))
 
 chaos: setup ## Break parts while the product runs; ONLY=name for one fault, SEED=n for one course
 	@$(BIN)/python -m tests.chaos $(ONLY) $(SEED)

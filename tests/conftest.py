@@ -44,6 +44,17 @@ def pytest_configure() -> None:
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares something costly: a file, and all that use one stack of containers.
+
+    It says so to pytest-xdist, which gives a group to one of its workers.
+    """
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath)
+        group = file.parent if file.parent.name == "deploy" else file
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector what lives to the end: thousands of tests make its pauses long."""
     gc.collect()
