@@ -4,8 +4,8 @@
 # sh install.sh NAME      installs /build/NAME.lock
 #
 # Two builds of one lock give the same files, bit for bit: caches of compiled code are bound
-# to their source by hash instead of by time, hashing of names is fixed while they are
-# compiled, and SOURCE_DATE_EPOCH is every file's date. The final stages only copy /out, so
+# to their source by hash instead of by time, hashing of names and the order of files are fixed
+# while they are compiled, and SOURCE_DATE_EPOCH is every file's date. The final stages only copy /out, so
 # their layers are the same too; the image's own id still differs where the engine writes
 # the time of the build into it (BuildKit before 0.13, which cannot rewrite it).
 set -eu
@@ -31,7 +31,8 @@ rm -rf "$site"/greenlet/tests "$site"/mako/testing "$site"/alembic/testing \
   ! -name _mapping.py ! -name python.py -delete
 # Wheels come with debug information, a quarter of their size.
 find /app -type f -name '*.so*' -cnewer /build/before -exec strip --strip-debug {} +
-find "$site" -type f -name '*.py' -cnewer /build/before >/build/sources
+# In one order: what was compiled before decides which constants a file's code marks as shared.
+find "$site" -type f -name '*.py' -cnewer /build/before | LC_ALL=C sort >/build/sources
 PYTHONHASHSEED=0 /app/bin/python -m compileall -q --invalidation-mode unchecked-hash -i /build/sources
 find /app -type f -cnewer /build/before -exec chmod a+rX,go-w {} +
 
