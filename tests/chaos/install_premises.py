@@ -115,9 +115,9 @@ class Premises:
 
     # What people and services do.
 
-    async def install(self, tenant: str = "northwind") -> None:
-        """Install as an owner does: consent at Slack, then the callback."""
-        code = await self.slack.code(user_scope=USER_SCOPE)
+    async def install(self, tenant: str = "northwind", **fields: str) -> None:
+        """Install as an owner does: consent at Slack, with these fields, then the callback."""
+        code = await self.slack.code(user_scope=USER_SCOPE, **fields)
         grant = self.house.install_grant(tenant)
         installer = self.house.installer()
         await ask(installer.StartInstall(pb.StartInstallRequest(grant=grant), timeout=10))
@@ -196,8 +196,14 @@ class Premises:
 
 
 @asynccontextmanager
-async def premises(cluster: ScratchDatabases, folder: Path) -> AsyncIterator[Premises]:
-    """Give a migrated database with nothing in it, Slack, and identity's claims."""
+async def premises(cluster: ScratchDatabases, folder: Path, **told: str) -> AsyncIterator[Premises]:
+    """Give a migrated database with nothing in it, Slack, and identity's claims.
+
+    Args:
+        cluster: Where the database is made.
+        folder: For keys and certificates.
+        told: Settings of the vault, without their prefix.
+    """
     urls = await cluster.database(DATABASE)
     database = urlsplit(urls.owner.reveal()).path.strip("/")
     create_keyset(folder / "keyset.json")
@@ -220,7 +226,7 @@ async def premises(cluster: ScratchDatabases, folder: Path) -> AsyncIterator[Pre
                 "GRANT_PUBLIC_KEYS_FILE": Keyset.join(edge_keys, identity_keys).public(),
                 "FINGERPRINT_KEY_FILE": _FINGERPRINT_KEY,
             },
-            {"SLACK_API_URL": slack.api_url, "IDENTITY_ADDRESS": f"127.0.0.1:{port}"},
+            {"SLACK_API_URL": slack.api_url, "IDENTITY_ADDRESS": f"127.0.0.1:{port}", **told},
         )
         settings = load_settings(VaultSettings, environ | {"INTERLOCK_OPS_LISTEN": "127.0.0.1:0"})
         house = House(

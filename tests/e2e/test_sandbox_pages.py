@@ -132,15 +132,19 @@ async def _no_account(stage: Stage) -> str:
     return f"{stage.urls.auth}/"
 
 
-async def _consent(stage: Stage) -> str:
+async def _consent(stage: Stage, scope: str = BOT_SCOPES) -> str:
     asked = {
         "client_id": CLIENT_ID,
-        "scope": BOT_SCOPES,
+        "scope": scope,
         "user_scope": "chat:write",
         "redirect_uri": stage.config.app.redirect_urls[0],
         "state": "example-state",
     }
     return f"{stage.urls.slack}/oauth/v2/authorize?{urlencode(asked)}"
+
+
+async def _consent_to_a_webhook(stage: Stage) -> str:
+    return await _consent(stage, f"{BOT_SCOPES},incoming-webhook")
 
 
 async def _refused_consent(stage: Stage) -> str:
@@ -166,6 +170,9 @@ Address = Callable[[Stage], Awaitable[str]]
         pytest.param(_sign_in_elsewhere, "This sign-in leads elsewhere", id="sign-in-elsewhere"),
         pytest.param(_no_account, "You are not signed in", id="account-nobody"),
         pytest.param(_consent, "Interlock asks to join a workspace", id="consent"),
+        pytest.param(
+            _consent_to_a_webhook, "Interlock asks to join a workspace", id="consent-webhook"
+        ),
         pytest.param(_refused_consent, "That did not work", id="consent-refused"),
         pytest.param(_connect, "Connect an account", id="nango-connect"),
         pytest.param(_not_connected, "Nothing was connected", id="nango-error"),

@@ -229,6 +229,7 @@ class Code:
     Attributes:
         holder: What the app was allowed into: a Workspace or an Enterprise.
         granted: Of an Enterprise: the workspaces that it is added to at once.
+        webhook_channel: Where its incoming webhook is to post; empty for none.
     """
 
     value: str
@@ -240,6 +241,7 @@ class Code:
     redirect_uri_sent: bool
     issued_at: float
     granted: list[str] = field(default_factory=list)
+    webhook_channel: str = ""
     used: bool = False
 
 
@@ -256,6 +258,22 @@ class ResponseUrl:
     message_ts: str | None
     issued_at: float
     uses: int = 0
+
+
+@dataclass
+class IncomingWebhook:
+    """Where whoever knows the path may post to one channel, while the app is installed.
+
+    Attributes:
+        service: Slack's id of it, which its settings page is named after.
+        ended: The app left since; installing it again makes another one.
+    """
+
+    path: str
+    holder: str
+    channel: str
+    service: str
+    ended: bool = False
 
 
 @dataclass

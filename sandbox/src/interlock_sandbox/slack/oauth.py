@@ -12,7 +12,8 @@ from aiohttp import web
 from interlock_sandbox.config import SlackApp
 from interlock_sandbox.pages import render_page
 from interlock_sandbox.slack.apps import check_client
-from interlock_sandbox.slack.model import JSON, Code, Enterprise, Home, User
+from interlock_sandbox.slack.call import Slack
+from interlock_sandbox.slack.model import JSON, Channel, Code, Enterprise, Home, User, Workspace
 from interlock_sandbox.slack.refusal import SlackError
 from interlock_sandbox.slack.tokens import BOT, Issued
 from interlock_sandbox.slack.world import World
@@ -20,6 +21,7 @@ from interlock_sandbox.slack.world import World
 CODE_LIFE_S = 600
 MAX_STATE = 4096
 AUTHORIZE = "/oauth/v2/authorize"
+_WEBHOOK = "incoming-webhook"
 
 # What Slack tells a person about a scope, in the sandbox's words. A scope that
 # is not here does not exist.
@@ -42,6 +44,7 @@ BOT_SCOPES = {
     "im:history": "Read direct messages with it",
     "im:read": "See its direct messages",
     "im:write": "Start direct messages",
+    "incoming-webhook": "Post messages to a channel that you choose",
     "mpim:history": "Read group messages it is part of",
     "mpim:read": "See its group messages",
     "mpim:write": "Start group messages",
@@ -54,7 +57,7 @@ BOT_SCOPES = {
 }
 # A person's token may do most of this too, in the person's name.
 _ONLY_BOTS = frozenset({"app_mentions:read", "assistant:write", "channels:join", "channels:manage"})
-_ONLY_BOTS |= {"commands", "chat:write.customize", "chat:write.public"}
+_ONLY_BOTS |= {"commands", "incoming-webhook", "chat:write.customize", "chat:write.public"}
 _ASKED = ("client_id", "scope", "user_scope", "redirect_uri", "state", "team")
 USER_SCOPES = (BOT_SCOPES.keys() - _ONLY_BOTS) | {"channels:write", "identity.basic"}
 
@@ -103,8 +106,30 @@ class OAuthPages:
             },
             scopes=[BOT_SCOPES[scope] for scope in ask.scopes],
             user_scopes=ask.user_scopes,
+            webhook_channels=self._webhook_channels(ask),
             request={name: request.query[name] for name in _ASKED if name in request.query},
         )
+
+    def _webhook_channels(self, ask: _Ask) -> list[tuple[Workspace, list[Channel]]]:
+        """List where an incoming webhook may post, the workspace that the app asked for first."""
+        if _WEBHOOK not in ask.scopes:
+            return []
+        homes = sorted(self._world.workspaces.values(), key=lambda each: each.id != ask.team)
+        return [
+            (home, [each for each in self._world.channels_of(home.id) if _takes_webhook(each)])
+            for home in homes
+        ]
+
+    def _chosen_channel(self, ask: _Ask, home: Home, installer: User, channel: str) -> str:
+        """Return where the webhook of an install is to post; an org-wide one gets none."""
+        if _WEBHOOK not in ask.scopes or isinstance(home, Enterprise):
+            return ""
+        found = self._world.find_channel(home.id, channel)
+        if found is None or not _takes_webhook(found):
+            raise _BadAsk("channel_not_found")
+        if not found.is_open_to_all and installer.id not in found.members:
+            raise _BadAsk("channel_not_found")
+        return found.id
 
     def _installers(self, asked_team: str) -> list[tuple[Home, User]]:
         """List who may decide, the workspace that the app asked for first."""
@@ -133,6 +158,10 @@ class OAuthPages:
         installer = home.users.get(user) if home else None
         if home is None or installer is None or not _may_install(home, installer):
             return _error_page("invalid_team")
+        try:
+            channel = self._chosen_channel(ask, home, installer, fields.get("webhook_channel", ""))
+        except _BadAsk as problem:
+            return _error_page(str(problem))
         code = Code(
             value=f"{secrets.randbelow(10**12):012}.{secrets.randbelow(10**13):013}."
             f"{secrets.token_hex(32)}",
@@ -144,6 +173,7 @@ class OAuthPages:
             redirect_uri_sent=ask.redirect_uri_sent,
             issued_at=self._world.now(),
             granted=[str(each) for each in form.getall("workspaces", [])],
+            webhook_channel=channel,
         )
         self._world.issue_code(code)
         return _back(ask, {"code": code.value})
@@ -179,6 +209,10 @@ def _may_install(home: Home, user: User) -> bool:
     return user.is_owner if isinstance(home, Enterprise) else user.is_admin
 
 
+def _takes_webhook(channel: Channel) -> bool:
+    return not (channel.is_im or channel.is_mpim or channel.is_archived)
+
+
 def _scopes(fields: dict[str, str], name: str) -> list[str]:
     """Split a list of scopes; Slack takes commas and spaces."""
     return [each for each in re.split(r"[,\s]+", fields.get(name, "")) if each]
@@ -195,38 +229,39 @@ def _error_page(problem: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> we
     return render_page("oauth_error.html", status=status, problem=problem)
 
 
-def oauth_access(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
+def oauth_access(slack: Slack, arguments: dict[str, Any]) -> JSON:
     """Answer `oauth.v2.access`: tokens for a code, or the next pair for a refresh token.
 
     Raises:
         SlackError: The client, the code, the redirect URL or the refresh token is wrong.
     """
-    check_client(app, arguments)
+    world = slack.world
+    check_client(slack.app, arguments)
     if arguments.get("code_verifier"):
         raise SlackError("pkce_not_allowed")
     if arguments.get("assertion"):
         raise SlackError("preview_feature_not_available")
     match arguments.get("grant_type", "authorization_code"):
         case "authorization_code":
-            return _exchange_code(app, world, arguments)
+            return _exchange_code(slack, arguments)
         case "refresh_token":
             issued = world.tokens.refresh(str(arguments.get("refresh_token", "")))
             world.changed()
-            return _one_token(app, world, issued)
+            return _one_token(slack.app, world, issued)
         case _:
             raise SlackError("invalid_grant_type")
 
 
-def oauth_exchange(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
+def oauth_exchange(slack: Slack, arguments: dict[str, Any]) -> JSON:
     """Answer `oauth.v2.exchange`: a pair for a token that never expires.
 
     Raises:
         SlackError: The client or the token is wrong, or rotation is off.
     """
-    check_client(app, arguments)
-    issued = world.tokens.exchange(str(arguments.get("token", "")))
-    world.changed()
-    return _one_token(app, world, issued)
+    check_client(slack.app, arguments)
+    issued = slack.world.tokens.exchange(str(arguments.get("token", "")))
+    slack.world.changed()
+    return _one_token(slack.app, slack.world, issued)
 
 
 def holder_of(world: World, arguments: dict[str, Any]) -> str | None:
@@ -237,7 +272,8 @@ def holder_of(world: World, arguments: dict[str, Any]) -> str | None:
     return next((each.holder for each in (code, refresh, token) if each), None)
 
 
-def _exchange_code(app: SlackApp, world: World, arguments: dict[str, Any]) -> JSON:
+def _exchange_code(slack: Slack, arguments: dict[str, Any]) -> JSON:
+    world = slack.world
     code = world.codes.get(str(arguments.get("code", "")))
     if code is None or world.now() >= code.issued_at + CODE_LIFE_S:
         raise SlackError("invalid_code")
@@ -250,11 +286,24 @@ def _exchange_code(app: SlackApp, world: World, arguments: dict[str, Any]) -> JS
     if receiver and receiver.is_org_wide:
         raise SlackError("cannot_install_an_org_installed_app")
     bot, user = world.install(code)
-    answer = _place(app, world, code.holder)
+    answer = _place(slack.app, world, code.holder)
     answer["authed_user"] = {"id": code.user, **(user.show() if user else {})}
     if bot:
         answer |= {**bot.show(), "bot_user_id": bot.token.user}
+    if code.webhook_channel:
+        answer["incoming_webhook"] = _make_webhook(slack, code)
     return answer
+
+
+def _make_webhook(slack: Slack, code: Code) -> JSON:
+    webhook = slack.world.add_webhook(code)
+    domain = slack.world.home(code.holder).domain
+    return {
+        "channel": f"#{slack.world.channels[webhook.channel].name}",
+        "channel_id": webhook.channel,
+        "configuration_url": f"https://{domain}.slack.com/services/{webhook.service}",
+        "url": f"{slack.base_url}{webhook.path}",
+    }
 
 
 def _one_token(app: SlackApp, world: World, issued: Issued) -> JSON:

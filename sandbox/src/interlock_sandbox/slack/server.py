@@ -18,6 +18,7 @@ from interlock_sandbox.slack.call_log import CallLog
 from interlock_sandbox.slack.control import Control
 from interlock_sandbox.slack.events import Events
 from interlock_sandbox.slack.files import Uploads
+from interlock_sandbox.slack.incoming_webhooks import IncomingWebhooks
 from interlock_sandbox.slack.interactions import People
 from interlock_sandbox.slack.limits import Limits
 from interlock_sandbox.slack.oauth import OAuthPages
@@ -81,6 +82,7 @@ class SlackServer:
         self._routes = [
             *WebApi(slack, log, faults, limits).routes(),
             *answers.routes(),
+            *IncomingWebhooks(world, log, faults).routes(),
             *uploads.routes(),
             *OAuthPages(config.app, world).routes(),
             *Control(config, slack, people, uploads).routes(),

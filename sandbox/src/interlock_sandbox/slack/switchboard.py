@@ -238,6 +238,7 @@ class Switchboard:
                 "tokens": self._world.tokens.values(),
                 "codes": list(self._world.codes),
                 "response_urls": list(self._world.response_urls),
+                "webhook_urls": list(self._world.webhooks),
                 "upload_urls": [each.path for each in self._world.files.values()],
                 "verification_token": self._world.verification_token,
                 "app_token": self._world.tokens.app_token.value,

@@ -14,7 +14,6 @@ from typing import Any
 
 from aiohttp import web
 
-from interlock_sandbox.config import SlackApp
 from interlock_sandbox.faults import Faults
 from interlock_sandbox.slack.call import Call, Slack
 from interlock_sandbox.slack.call_log import CallLog, Record, without_secrets
@@ -25,10 +24,9 @@ from interlock_sandbox.slack.oauth import holder_of, oauth_access, oauth_exchang
 from interlock_sandbox.slack.refusal import RateLimited, SlackError
 from interlock_sandbox.slack.tokens import Token
 from interlock_sandbox.slack.trouble import strike_after, strike_before, too_many
-from interlock_sandbox.slack.world import World
 
 # Methods that an app calls with its own credentials instead of a token.
-_BY_APP: dict[str, tuple[Callable[[SlackApp, World, JSON], JSON], Tier]] = {
+_BY_APP: dict[str, tuple[Callable[[Slack, JSON], JSON], Tier]] = {
     "oauth.v2.access": (oauth_access, Tier.SPECIAL),
     "oauth.v2.exchange": (oauth_exchange, Tier.THREE),
 }
@@ -108,7 +106,7 @@ class WebApi:
         unknown = sorted(asked.arguments.keys() - _BY_APP_ARGUMENTS[asked.method])
         if unknown:
             raise SlackError("invalid_arguments", response_metadata={"messages": unknown})
-        answer = run(self._app, self._world, asked.arguments)
+        answer = run(self._slack, asked.arguments)
         person = answer.get("authed_user", {}).get("id") or answer.get("user_id")
         record.user = person or answer.get("bot_user_id")
         return answer

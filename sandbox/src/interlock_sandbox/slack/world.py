@@ -17,6 +17,7 @@ from interlock_sandbox.slack.model import (
     Enterprise,
     File,
     Home,
+    IncomingWebhook,
     Installation,
     Message,
     Receiver,
@@ -77,6 +78,7 @@ class World:
         self.tokens = Tokens(rows.get("tokens"), rotation, now, app_id)
         self.codes = _by(rows.get("codes", []), Code, "value")
         self.response_urls = _by(rows.get("response_urls", []), ResponseUrl, "path")
+        self.webhooks = _by(rows.get("webhooks", []), IncomingWebhook, "path")
         self.files = _by(rows.get("files", []), File, "id")
         # The legacy verification token that every request of Slack still carries.
         self.verification_token: str = rows.get("verification_token") or secrets.token_hex(12)
@@ -97,6 +99,7 @@ class World:
             "tokens": self.tokens.snapshot(),
             "codes": [row_of(each) for each in self.codes.values()],
             "response_urls": [row_of(each) for each in self.response_urls.values()],
+            "webhooks": [row_of(each) for each in self.webhooks.values()],
             "files": [row_of(each) for each in self.files.values()],
             "verification_token": self.verification_token,
             "last_ts": self._last_ts,
@@ -212,6 +215,15 @@ class World:
         self._installed_or_gone(code.holder)
         return bot, user
 
+    def add_webhook(self, code: Code) -> IncomingWebhook:
+        """Make the incoming webhook of an install, beside those of earlier ones."""
+        service = new_id("B0")
+        path = f"/services/{code.holder}/{service}/{secrets.token_urlsafe(18)}"
+        webhook = IncomingWebhook(path, code.holder, code.webhook_channel, service)
+        self.webhooks[path] = webhook
+        self.changed()
+        return webhook
+
     def grant_workspaces(self, enterprise: str, teams: Iterable[str]) -> None:
         """Let an org-wide installation into these workspaces of its Enterprise, and no others."""
         home = self.enterprises[enterprise]
@@ -252,8 +264,8 @@ class World:
         token.revoked = True
         home = self.home(token.holder)
         leaves = token.expires_at is None and not self.tokens.standing(token.holder)
-        if leaves and home.installation:
-            home.installation.active = False
+        if leaves:
+            self._leave(home)
         self._installed_or_gone(token.holder)
         return leaves
 
@@ -261,11 +273,17 @@ class World:
         """Remove the app from a Workspace or Enterprise; return the tokens that this ended."""
         home = self.home(holder)
         ended = self.tokens.revoke_all(holder)
+        self._leave(home)
         if home.installation:
-            home.installation.active = False
             home.installation.granted = []
         self._installed_or_gone(holder)
         return ended
+
+    def _leave(self, home: Home) -> None:
+        if home.installation:
+            home.installation.active = False
+        for webhook in self.webhooks.values():
+            webhook.ended = webhook.ended or webhook.holder == home.id
 
     def _installation(self, home: Home, installer: str) -> Installation:
         if home.installation is None:
