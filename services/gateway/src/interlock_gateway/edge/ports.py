@@ -242,7 +242,7 @@ class PeopleEvent:
     """One fact of identity's record; the fields are the contract's.
 
     Attributes:
-        outcome: `ok`, or the reason of a refusal.
+        outcome: `allowed`, or the reason of a refusal.
         actor_name: What the account that acted is called now, or ""; untrusted text.
         user_name: What the account that it happened to is called now, or ""; untrusted text.
     """

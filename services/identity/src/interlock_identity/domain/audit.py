@@ -45,7 +45,7 @@ class AuditEvent:
         project_id: The project that a token opens beyond the account's own, or of a default.
         agent_id: The agent to be run, or of a default.
         channel_id: The channel that a default or an access is for.
-        outcome: `ok`, or the reason of a refusal.
+        outcome: `allowed`, as in the vault's record, or the reason of a refusal.
         count: How many like facts it stands for.
     """
 
@@ -62,7 +62,7 @@ class AuditEvent:
     project_id: str = ""
     agent_id: str = ""
     channel_id: str = ""
-    outcome: str = "ok"
+    outcome: str = "allowed"
     count: int = 1
 
     def of_workspace(self, tenant_id: TenantId, workspace_id: WorkspaceId) -> "AuditEvent":

@@ -1671,7 +1671,7 @@ class AuditEvent(_message.Message):
     event: _builtins.str
     """What happened, past tense, such as `user.linked` or `call.refused`."""
     outcome: _builtins.str
-    """`ok`, or the reason of a refusal."""
+    """`allowed`, or the reason of a refusal."""
     count: _builtins.int
     """How many like refusals it stands for."""
     caller: _builtins.str
