@@ -14,14 +14,14 @@ from interlock_chassis.telemetry import REGISTRY
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.envelope import CannotOpen, SealedBytes
 from interlock_token_vault.domain.installation import ClientId, InstallationId
-from interlock_token_vault.domain.rotation import Chain, RefreshAnswer, Standing
+from interlock_token_vault.domain.rotation import LEASE, Chain, RefreshAnswer, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable, SlackUnavailable
 from interlock_token_vault.renewing import Renewing
 from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
-from interlock_token_vault.rotation_ports import Candidate, RefreshRefused
+from interlock_token_vault.rotation_ports import Candidate, RefreshRefused, SlackRateLimited
 from interlock_token_vault.vault import DatabaseUnavailable, RefreshPending, Stop
-from tests.support.rotation_stage import KEY, ORIGIN, Stage, play, told_stage
+from tests.support.rotation_stage import FORGIVING, KEY, ORIGIN, Stage, play, told_stage
 
 EVENT = AuditEvent("releases.frozen", ORIGIN)
 
@@ -342,6 +342,97 @@ def test_an_unwanted_pair_is_ended_after_an_outage(
         await asyncio.sleep(120)
         assert slack.revoked == ["xoxe.xoxb-1-2"]
         assert stage.actions().count("token.revoked") == 1
+
+    play(scene())
+
+
+# A holder that stands still for longer than its lease, with a request on its way.
+
+
+async def _stand_still(_: float) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def _begin_and_stand_still(stage: Stage) -> "asyncio.Task[Outcome]":
+    """Have a process take the lease and send one request, and hear nothing of silence."""
+    awake, stage.sleep = stage.sleep, _stand_still
+    holder = stage.replica()
+    stage.sleep = awake
+    return asyncio.create_task(holder.rotating.refresh(stage.chain))
+
+
+def test_a_request_that_outlived_its_lease_kills_no_pair_in_silence() -> None:
+    """I2: it may reach Slack after the next holder's, and its answer nobody."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage(FORGIVING)
+        slack.transits.append(LEASE.total_seconds() + 3)
+        slack.orders.append("lose_reply")
+        _begin_and_stand_still(stage)
+        await asyncio.sleep(LEASE.total_seconds() + 1)
+        await stage.replica().rotating.refresh(stage.chain)
+        await asyncio.sleep(10)
+        assert stage.held.state.standing is Standing.IDLE
+        assert slack.world.can_refresh((await stage.opened())[1])
+
+    play(scene())
+
+
+def test_who_takes_over_finds_out_that_it_was_overtaken() -> None:
+    """I2: Slack did the paused holder's request last; the pair before is exchanged once more."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage(FORGIVING)
+        slack.transits.append(LEASE.total_seconds() + 3)
+        slack.orders.append("lose_reply")
+        _begin_and_stand_still(stage)
+        await asyncio.sleep(LEASE.total_seconds() + 1)
+        # Its answer comes after the paused holder's request has reached Slack.
+        slack.delays.append(5.0)
+        await stage.replica().rotating.refresh(stage.chain)
+        assert stage.held.state.standing is Standing.IDLE
+        assert slack.world.can_refresh((await stage.opened())[1])
+
+    play(scene())
+
+
+def test_a_holder_that_gets_nothing_forgets_no_request_before_its_own() -> None:
+    """I2: told to wait by Slack, it gives the lease back; whoever comes next doubts its pair."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage(FORGIVING)
+        slack.transits.append(LEASE.total_seconds() + 20)
+        slack.orders.extend(["lose_reply", SlackRateLimited(retry_after=timedelta(seconds=5))])
+        _begin_and_stand_still(stage)
+        await asyncio.sleep(LEASE.total_seconds() + 1)
+        assert await stage.replica().rotating.refresh(stage.chain) is Outcome.FAILED
+        await asyncio.sleep(6)
+        await stage.replica().rotating.refresh(stage.chain)
+        await asyncio.sleep(20)
+        assert stage.held.state.standing is Standing.IDLE
+        assert slack.world.can_refresh((await stage.opened())[1])
+
+    play(scene())
+
+
+def test_a_late_answer_ends_no_doubt_about_a_later_request() -> None:
+    """I2: Slack did the next holder's request too, and that one died: the chain says so."""
+
+    async def scene() -> None:
+        stage, slack = await told_stage(FORGIVING)
+        # The paused holder's request reaches Slack late in its lease, the answer later still.
+        slack.transits.append(LEASE.total_seconds() - 1)
+        slack.delays.append(10.0)
+        late = _begin_and_stand_still(stage)
+        await asyncio.sleep(LEASE.total_seconds() + 1)
+        slack.orders.append("lose_reply")
+        _begin_and_stand_still(stage)
+        assert await late is Outcome.ROTATED
+        assert not slack.world.can_refresh((await stage.opened())[1])
+        assert (stage.held.state.standing, stage.held.state.generation) == (Standing.DOUBTED, 2)
+        await asyncio.sleep(LEASE.total_seconds())
+        await stage.replica().rotating.refresh(stage.chain)
+        assert stage.held.state.standing is Standing.NEEDS_REINSTALL
 
     play(scene())
 

@@ -583,6 +583,18 @@ async def test_a_promotion_ends_no_doubt(stage: Stage) -> None:
     assert (await stage.held(chain)).state.standing is Standing.DOUBTED
 
 
+async def test_a_promotion_amid_an_exchange_leaves_it_to_inherit(stage: Stage) -> None:
+    """I2: the holder may have sent the promoted pair's refresh token too."""
+    chain = await stage.install()
+    held, lease = await stage.claim(chain)
+    await stage.keep(held, lease, "b", is_odd=True)
+    before = await stage.held(chain)
+    assert await stage.store.promote(before, _pair(chain, before.wrapped.dek_id, "b", 2), EVENT)
+    await stage.advance(LEASE + MINUTE)
+    _, heir = await stage.claim(chain, is_forced=True)
+    assert heir.is_inherited
+
+
 async def test_a_promotion_revives_no_chain(stage: Stage) -> None:
     """Slack refused its refresh token too: a living access token is served, the end stays known."""
     chain = await stage.install()
@@ -676,7 +688,7 @@ async def test_a_users_chain_is_reported_to_nobody(stage: Stage) -> None:
 
 
 async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:
-    """Who was refused may have been late itself: the winner's answer still counts."""
+    """Who was refused may have been late itself: the winner's answer counts, and is tried."""
     chain = await stage.install()
     held, first = await stage.claim(chain)
     await stage.advance(LEASE + MINUTE)
@@ -684,7 +696,7 @@ async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:
     assert await stage.store.end(second, 1, {held.state.refresh_ref}, EVENT)
     assert await stage.keep(held, first, "b") is Fate.STORED
     after = await stage.held(chain)
-    assert (after.state.standing, after.state.generation) == (Standing.IDLE, 2)
+    assert (after.state.standing, after.state.generation) == (Standing.DOUBTED, 2)
     assert await stage.store.count_ended(TEAM.client_id) == 0
 
 
@@ -703,14 +715,51 @@ async def test_a_pair_beside_revives_an_ended_chain(stage: Stage) -> None:
 
 
 async def test_a_refusal_does_not_end_a_chain_that_moved_on(stage: Stage) -> None:
-    """The loser of a race hears `invalid_refresh_token`; the winner's pair lives."""
+    """The loser of a race hears `invalid_refresh_token`; the winner's pair is tried first."""
     chain = await stage.install()
     held, first = await stage.claim(chain)
     await stage.advance(LEASE + MINUTE)
     _, second = await stage.claim(chain)
     await stage.keep(held, first, "b")
     assert not await stage.store.end(second, 1, {held.state.refresh_ref}, EVENT)
-    assert (await stage.held(chain)).state.standing is Standing.IDLE
+    assert (await stage.held(chain)).state.standing is Standing.DOUBTED
+
+
+async def test_a_lease_after_one_that_was_never_given_back_is_inherited(stage: Stage) -> None:
+    """I2: the first holder's request may still reach Slack, however many come in between."""
+    chain = await stage.install()
+    _, first = await stage.claim(chain)
+    assert not first.is_inherited
+    await stage.advance(LEASE + MINUTE)
+    for _ in range(2):
+        _, heir = await stage.claim(chain)
+        assert heir.is_inherited
+        await stage.store.give_back(heir, 1, timedelta(0), EVENT, is_doubtful=False)
+        assert (await stage.held(chain)).state.standing is Standing.SENT
+    assert await stage.store.list_due(TEAM.client_id, 10) == [chain]
+
+
+async def test_a_lease_after_one_that_was_given_back_is_not_inherited(stage: Stage) -> None:
+    """All requests of a holder that gives back have ended, whatever it heard of them."""
+    chain = await stage.install()
+    _, first = await stage.claim(chain)
+    await stage.store.give_back(first, 1, timedelta(0), EVENT, is_doubtful=True)
+    _, second = await stage.claim(chain)
+    assert not second.is_inherited
+
+
+async def test_a_pair_that_was_asked_for_twice_is_in_doubt(stage: Stage) -> None:
+    """I2: the late holder's answer came first, and Slack may have done the next one's last."""
+    chain = await stage.install()
+    held, first = await stage.claim(chain)
+    await stage.advance(LEASE + MINUTE)
+    _, second = await stage.claim(chain)
+    assert await stage.keep(held, first, "b") is Fate.STORED
+    after = await stage.held(chain)
+    assert (after.state.standing, after.state.generation) == (Standing.DOUBTED, 2)
+    assert after.state.candidate_refs == (held.state.refresh_ref,)
+    assert await stage.keep(held, second, "c") is Fate.KEPT_BESIDE
+    assert (await stage.held(chain)).state.standing is Standing.DOUBTED
 
 
 async def test_a_pause_is_kept_and_grows(stage: Stage) -> None:

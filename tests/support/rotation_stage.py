@@ -78,6 +78,7 @@ class ToldSlack:
     Attributes:
         orders: What happens to the next requests: `ok`, `lose_reply`, `lose_request`,
             an error to raise, or a change of the answer.
+        transits: How long the next requests take to reach Slack, in seconds.
         asked: When each request was started, in seconds.
         revoked: The access tokens that were ended.
     """
@@ -87,6 +88,7 @@ class ToldSlack:
         default_factory=deque
     )
     delays: deque[float] = field(default_factory=deque)
+    transits: deque[float] = field(default_factory=deque)
     asked: list[float] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
 
@@ -96,7 +98,7 @@ class ToldSlack:
         self.asked.append(loop.time())
         order = self.orders.popleft() if self.orders else "ok"
         delay = self.delays.popleft() if self.delays else 0.3
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(self.transits.popleft() if self.transits else 0.1)
         if isinstance(order, Exception):
             raise order
         if order == "lose_request":

@@ -262,7 +262,8 @@ class Rotating:
 
     async def _exchange(self, tenure: _Tenure, token: Secret[str], ask: Ask) -> Exchange:
         """Make the requests with one refresh token, and see the last of them end."""
-        exchange, tenure.hearing = Exchange(), Hearing()
+        exchange = Exchange()
+        tenure.hearing = Hearing(is_unheard=tenure.claimed.lease.is_inherited)
         requests: list[asyncio.Task[Reply]] = []
         timer: asyncio.Task[None] | None = None
         while True:

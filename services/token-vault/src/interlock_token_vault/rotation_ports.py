@@ -138,11 +138,14 @@ class Lease:
 
     Attributes:
         at: The database's clock.
+        is_inherited: Whether a holder before was never heard of: a request of its
+            own may still be on its way to Slack, and be done there after ours.
     """
 
     chain: Chain
     epoch: int
     at: datetime
+    is_inherited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +217,9 @@ class RotationStore(Protocol):
         """Give a pair its place, by `judge_answer`; asked twice it says `ALREADY`.
 
         Ends the lease of its epoch when the pair becomes the chain's next
-        generation. A doubtful one leaves the chain in doubt and the lease as it
-        is, and the pair before it beside: Slack may take that one once more.
+        generation. One that is in doubt, by `is_in_doubt`, leaves the chain in doubt
+        and the lease as it is, and the pair before it beside: Slack may take that
+        one once more.
         """
         ...
 
@@ -260,6 +264,8 @@ class RotationStore(Protocol):
         is_doubtful: bool,
     ) -> None:
         """Give a lease back, and leave the chain in doubt; one held by others stays.
+
+        What was inherited is left to inherit.
 
         Args:
             lease: What `claim` gave.

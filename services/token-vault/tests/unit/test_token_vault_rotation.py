@@ -37,6 +37,7 @@ from interlock_token_vault.domain.rotation import (
     choose,
     find_hindrance,
     is_end,
+    is_in_doubt,
     jitter_of,
     judge_answer,
     judge_quality,
@@ -107,6 +108,14 @@ def test_every_answer_has_a_place(
 ) -> None:
     """Whoever brings it and however late: it is stored, kept beside, known, dropped or revoked."""
     assert judge_answer(state, answer) is expected
+
+
+def test_only_the_newest_leases_answer_is_certain() -> None:
+    """Under a later lease the same refresh token may have been spent once more."""
+    newest = replace(STATE, epoch=7)
+    assert not is_in_doubt(newest, ANSWER, 7)
+    assert is_in_doubt(newest, ANSWER, 6)
+    assert is_in_doubt(newest, replace(ANSWER, is_doubtful=True), 7)
 
 
 def test_a_chain_ends_when_everything_was_refused() -> None:
@@ -192,6 +201,14 @@ def test_requests_one_after_the_other_leave_none() -> None:
         hearing.start()
         hearing.end(reply)
     assert not hearing.is_in_doubt
+
+
+def test_what_a_holder_before_sent_leaves_doubt() -> None:
+    """Its request may be done after ours, whatever is heard of ours."""
+    hearing = Hearing(is_unheard=True)
+    hearing.start()
+    hearing.end(Reply.GRANTED)
+    assert hearing.is_in_doubt
 
 
 @pytest.mark.parametrize(

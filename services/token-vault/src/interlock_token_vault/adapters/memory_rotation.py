@@ -31,6 +31,7 @@ from interlock_token_vault.domain.rotation import (
     backoff,
     find_hindrance,
     is_end,
+    is_in_doubt,
     jitter_of,
     judge_answer,
 )
@@ -142,9 +143,9 @@ class MemoryRotation(MemoryStore):
                 raise LeaseHeld(hindrance)
             row = self._fresh_row(found)
             row.epoch, row.lease_until = next(self._epochs), now + LEASE
-            row.standing = Standing.SENT
+            is_inherited, row.standing = row.standing is Standing.SENT, Standing.SENT
             self._append([event])
-            return Lease(held.chain, row.epoch, now)
+            return Lease(held.chain, row.epoch, now, is_inherited)
 
     async def keep(
         self, answer: SealedAnswer, events: Callable[[Fate], Sequence[AuditEvent]]
@@ -155,9 +156,13 @@ class MemoryRotation(MemoryStore):
             fate = judge_answer(held.state if held else None, answer.facts)
             recorded = events(fate)
             if held is not None and fate is Fate.STORED:
-                facts = answer.facts
+                is_doubtful = is_in_doubt(held.state, answer.facts, answer.epoch)
                 self._advance(
-                    held, answer.pair, facts.base_ref, answer.epoch, is_doubtful=facts.is_doubtful
+                    held,
+                    answer.pair,
+                    answer.facts.base_ref,
+                    answer.epoch,
+                    is_doubtful=is_doubtful,
                 )
             elif held is not None and fate is Fate.KEPT_BESIDE:
                 row = self._fresh_row(held)
@@ -181,7 +186,7 @@ class MemoryRotation(MemoryStore):
             row = self._rows[held.chain]
             row.candidates = [*row.candidates, displaced][-MOST_CANDIDATES:]
             if found.state.is_unsettled:
-                row.standing = Standing.DOUBTED
+                row.standing = found.state.standing
             elif found.state.standing is Standing.NEEDS_REINSTALL:
                 # Its refresh token was refused with all others.
                 row.standing = Standing.NEEDS_REINSTALL
@@ -244,7 +249,7 @@ class MemoryRotation(MemoryStore):
             if row is not None and row.epoch == lease.epoch:
                 row.lease_until = None
                 if row.generation == generation:
-                    row.standing = Standing.DOUBTED
+                    row.standing = Standing.SENT if lease.is_inherited else Standing.DOUBTED
                     row.failures += 1
                     row.not_before = self._clock.now() + (
                         backoff(row.failures) if pause is None else pause

@@ -46,6 +46,7 @@ from interlock_token_vault.domain.rotation import (
     backoff,
     find_hindrance,
     is_end,
+    is_in_doubt,
     judge_answer,
 )
 from interlock_token_vault.rotation_ports import (
@@ -157,7 +158,8 @@ class PostgresRotation:
             )
             if row is None:
                 raise AssertionError("what is inserted or updated is returned")
-            return Lease(chain, row["epoch"], row["at"]), [event]
+            is_inherited = found.state.standing is Standing.SENT
+            return Lease(chain, row["epoch"], row["at"], is_inherited), [event]
 
         return await self._journal.commit(work)
 
@@ -170,14 +172,14 @@ class PostgresRotation:
             held = await _lock(connection, answer.chain)
             fate = judge_answer(held.state if held else None, answer.facts)
             if held is not None and fate is Fate.STORED:
-                facts = answer.facts
+                is_doubtful = is_in_doubt(held.state, answer.facts, answer.epoch)
                 await _advance(
                     connection,
                     held,
                     answer.pair,
-                    facts.base_ref,
+                    answer.facts.base_ref,
                     answer.epoch,
-                    is_doubtful=facts.is_doubtful,
+                    is_doubtful=is_doubtful,
                 )
             elif held is not None and fate is Fate.KEPT_BESIDE:
                 # There is something to exchange again.
@@ -202,7 +204,10 @@ class PostgresRotation:
             await _advance(connection, found, pair, found.state.parent_ref, 0)
             if found.state.is_unsettled:
                 await connection.execute(
-                    query("doubt_chain"), *_names(held.chain), found.state.generation + 1
+                    query("unsettle_chain"),
+                    *_names(held.chain),
+                    found.state.generation + 1,
+                    found.state.standing.value,
                 )
             elif found.state.standing is Standing.NEEDS_REINSTALL:
                 # Its refresh token was refused with all others.
@@ -271,12 +276,14 @@ class PostgresRotation:
         async def work(connection: Connection) -> tuple[None, Sequence[AuditEvent]]:
             held = await _lock(connection, lease.chain)
             if held is not None and held.state.generation == generation:
+                standing = Standing.SENT if lease.is_inherited else Standing.DOUBTED
                 await connection.execute(
                     query("give_back_chain"),
                     *_names(lease.chain),
                     generation,
                     lease.epoch,
                     backoff(held.state.failures + 1) if pause is None else pause,
+                    standing.value,
                 )
             elif held is not None:
                 await connection.execute(
@@ -285,7 +292,10 @@ class PostgresRotation:
                 if is_doubtful and held.state.lineage <= generation:
                     # Whoever stored a pair meanwhile may have been overtaken by ours at Slack.
                     await connection.execute(
-                        query("doubt_chain"), *_names(lease.chain), held.state.generation
+                        query("unsettle_chain"),
+                        *_names(lease.chain),
+                        held.state.generation,
+                        Standing.DOUBTED.value,
                     )
             await connection.execute(query("tell_of_chain"), lease.chain.installation_id)
             return None, [event]

@@ -478,14 +478,14 @@ SET lease_until = NULL, changed_at = clock_timestamp(),
     standing = CASE standing WHEN 'doubted' THEN 'idle' ELSE standing END
 WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4 AND epoch = $5;
 
--- name: doubt_chain
-UPDATE vault.rotation SET standing = 'doubted', changed_at = clock_timestamp()
+-- name: unsettle_chain
+UPDATE vault.rotation SET standing = $5, changed_at = clock_timestamp()
 WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4
     AND standing = 'idle';
 
 -- name: give_back_chain
 UPDATE vault.rotation
-SET lease_until = NULL, standing = 'doubted', failures = failures + 1,
+SET lease_until = NULL, standing = $7, failures = failures + 1,
     not_before = clock_timestamp() + $6::interval, changed_at = clock_timestamp()
 WHERE installation_id = $1 AND kind = $2 AND user_id = $3 AND generation = $4 AND epoch = $5;
 

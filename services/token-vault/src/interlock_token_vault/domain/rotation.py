@@ -76,8 +76,9 @@ class Standing(Enum):
     """The stored pair is the newest that is known."""
 
     SENT = "sent"
-    """Its refresh token may have been sent; the answer is not known. Once the lease is
-    over that is a doubt like the next one."""
+    """Its refresh token may have been sent, and whoever sent it was not heard of since.
+    Once the lease is over that is a doubt like the next one, and one that the next
+    answer does not end: the request may still be on its way to Slack."""
 
     DOUBTED = "doubted"
     """The pair is the newest that is known, but Slack may have given one that nobody
@@ -261,6 +262,18 @@ def judge_answer(state: ChainState | None, answer: AnswerFacts) -> Fate:
     return Fate.STORED if is_next and not answer.is_odd else Fate.KEPT_BESIDE
 
 
+def is_in_doubt(state: ChainState, answer: AnswerFacts, epoch: int) -> bool:
+    """Tell whether Slack may go on with another pair than an answer that is stored now.
+
+    Args:
+        state: What is stored until then.
+        answer: What is stored.
+        epoch: Of the lease that it was asked for under. Under a later one the same
+            refresh token may have been sent too, and Slack may have done that last.
+    """
+    return answer.is_doubtful or state.epoch != epoch
+
+
 def is_end(state: ChainState | None, generation: int, refused: Collection[str]) -> bool:
     """Tell whether Slack's refusal of these refresh tokens is the end of the chain as it is.
 
@@ -403,6 +416,9 @@ class Hearing:
 
     Of two requests that overlap, either may be the one that Slack did last, and
     Slack may go on with that one's pair only.
+
+    Attributes:
+        is_unheard: Whether one was sent, also by a holder before, and never heard of.
     """
 
     open: int = 0
