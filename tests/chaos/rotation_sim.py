@@ -560,10 +560,6 @@ class SimStore:
         """See RotationStore and VaultStore."""
         return await self._process.call("lasting", lambda: self._db.list_lasting(client_id, after))
 
-    async def count_ended(self, client_id: ClientId) -> int:
-        """See RotationStore and VaultStore."""
-        return await self._db.count_ended(client_id)
-
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """See RotationStore and VaultStore."""
 

@@ -21,7 +21,7 @@ from interlock_token_vault.reporting import Notice, Telling
 from interlock_token_vault.rotating import Outcome
 from interlock_token_vault.rotation_ports import Candidate, RefreshRefused, SlackRateLimited
 from interlock_token_vault.vault import DatabaseUnavailable, RefreshPending, Stop
-from tests.support.rotation_stage import FORGIVING, KEY, ORIGIN, Stage, play, told_stage
+from tests.support.rotation_stage import FORGIVING, KEY, ORIGIN, Replica, Stage, play, told_stage
 
 EVENT = AuditEvent("releases.frozen", ORIGIN)
 
@@ -182,15 +182,16 @@ def test_an_end_shows_in_the_metric_until_the_reinstall() -> None:
         stage, slack = await told_stage()
         slack.orders.append(RefreshRefused())
         replica, counted = stage.replica(), "interlock_vault_refreshes_total"
+        telling = _telling(stage, replica, Post())
         before = REGISTRY.get_sample_value(counted, {"outcome": "needs_reinstall"}) or 0
         await replica.renewing.run_due()
         await asyncio.sleep(5)
-        await replica.renewing.run_due()
+        await telling.run()
         assert REGISTRY.get_sample_value("interlock_vault_chains_needing_reinstall") == 1
         after = REGISTRY.get_sample_value(counted, {"outcome": "needs_reinstall"})
         assert after == before + 1
         await stage.install("new", "newer", expires_in=timedelta(hours=12), generation=2)
-        await replica.renewing.run_due()
+        await telling.run()
         assert REGISTRY.get_sample_value("interlock_vault_chains_needing_reinstall") == 0
 
     play(scene())
@@ -481,7 +482,11 @@ async def _ended_stage(*names: str, installed_by: str = "U0ADA") -> tuple[Stage,
     replica = stage.replica()
     assert await replica.rotating.refresh(stage.chain) is Outcome.NEEDS_REINSTALL
     post = Post([Notice(here, name) for name in names])
-    telling = Telling(
+    return stage, post, _telling(stage, replica, post)
+
+
+def _telling(stage: Stage, replica: Replica, post: Post) -> Telling:
+    return Telling(
         notices=post,
         store=stage.store,
         keeper=replica.keeper,
@@ -489,7 +494,6 @@ async def _ended_stage(*names: str, installed_by: str = "U0ADA") -> tuple[Stage,
         client_id=KEY.client_id,
         dashboard="https://interlock.example/work-apps/slack/",
     )
-    return stage, post, telling
 
 
 def _outcomes(stage: Stage, action: str) -> list[tuple[str, str]]:

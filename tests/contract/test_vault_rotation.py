@@ -45,7 +45,7 @@ from interlock_token_vault.domain.rotation import (
 )
 from interlock_token_vault.key_lifecycle import KeyStore, RefreshUnsettled
 from interlock_token_vault.migrations import DATABASE, VAULT_ROLE
-from interlock_token_vault.reporting import ReportStore
+from interlock_token_vault.reporting import NoticeStore, ReportStore
 from interlock_token_vault.rotation_ports import (
     HeldChain,
     Lease,
@@ -73,6 +73,7 @@ class Stage:
     reads: VaultStore
     keys: KeyStore
     reports: ReportStore
+    notices: NoticeStore
     news: News
     put: Callable[[Installation, tuple[SealedToken, ...], WrappedDek], Awaitable[None]]
     renew: Callable[[Installation, tuple[SealedToken, ...]], Awaitable[None]]
@@ -221,6 +222,7 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
             PostgresStore(pool, journal),
             PostgresKeys(pool, None, journal),
             rotation,
+            rotation,
             news,
             lambda *what: _insert(admin, *what),
             lambda *what: _renew(admin, *what),
@@ -252,7 +254,7 @@ def _memory_stage() -> Stage:
     async def advance(by: timedelta) -> None:
         clock.advance(by)
 
-    return Stage(memory, memory, memory, memory, memory.news, put, renew, remove, advance)
+    return Stage(memory, memory, memory, memory, memory, memory.news, put, renew, remove, advance)
 
 
 async def _insert(
@@ -608,7 +610,7 @@ async def test_a_promotion_revives_no_chain(stage: Stage) -> None:
     assert await stage.store.promote(before, _pair(chain, before.wrapped.dek_id, "b", 2), EVENT)
     after = await stage.held(chain)
     assert (after.state.standing, after.state.generation) == (Standing.NEEDS_REINSTALL, 2)
-    assert await stage.store.count_ended(TEAM.client_id) == 1
+    assert await stage.notices.count_ended(TEAM.client_id) == 1
     assert await stage.reports.list_unreported(TEAM.client_id, 10) == []
 
 
@@ -640,7 +642,7 @@ async def test_a_chain_ends_when_nothing_is_left_to_exchange(stage: Stage) -> No
     after = await stage.held(chain)
     assert after.state.standing is Standing.NEEDS_REINSTALL
     assert not after.facts.is_leased
-    assert await stage.store.count_ended(TEAM.client_id) == 1
+    assert await stage.notices.count_ended(TEAM.client_id) == 1
     # Its access token may live all the same.
     assert await stage.store.list_due(TEAM.client_id, 10) == [chain]
     await stage.store.mark_probed(chain, after.state.candidate_refs, EVENT)
@@ -697,7 +699,7 @@ async def test_a_late_answer_revives_an_ended_chain(stage: Stage) -> None:
     assert await stage.keep(held, first, "b") is Fate.STORED
     after = await stage.held(chain)
     assert (after.state.standing, after.state.generation) == (Standing.DOUBTED, 2)
-    assert await stage.store.count_ended(TEAM.client_id) == 0
+    assert await stage.notices.count_ended(TEAM.client_id) == 0
 
 
 async def test_a_pair_beside_revives_an_ended_chain(stage: Stage) -> None:

@@ -12,7 +12,6 @@ from datetime import timedelta
 
 import structlog
 from prometheus_client import Counter as CounterMetric
-from prometheus_client import Gauge
 
 from interlock_chassis.clock import Clock
 from interlock_chassis.errors import ServiceError
@@ -28,11 +27,6 @@ REFRESHES = CounterMetric(
     "interlock_vault_refreshes",
     "Wishes to refresh a chain of Slack tokens, by what they came to.",
     ("outcome",),
-    registry=REGISTRY,
-)
-ENDED_CHAINS = Gauge(
-    "interlock_vault_chains_needing_reinstall",
-    "Chains of Slack tokens that only a reinstall revives.",
     registry=REGISTRY,
 )
 
@@ -120,7 +114,6 @@ class Renewing:
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
-        ENDED_CHAINS.set(await self._store.count_ended(self._client_id))
         due = await self._store.list_due(self._client_id, _BATCH + len(self._put_back))
         still_due = set(due)
         self._put_back = {chain: None for chain in self._put_back if chain in still_due}

@@ -12,15 +12,23 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
+from prometheus_client import Gauge
 
 from interlock_chassis.errors import ServiceError
 from interlock_chassis.secret import Secret
+from interlock_chassis.telemetry import REGISTRY
 from interlock_token_vault.domain.audit import AuditEvent
 from interlock_token_vault.domain.installation import ClientId, InstallationId, InstallationKey
 from interlock_token_vault.domain.rotation import HARD_LIMIT, Chain, Standing
 from interlock_token_vault.install_ports import IdentityUnavailable
 from interlock_token_vault.keeping import Keeper, event_of
 from interlock_token_vault.rotation_ports import HeldChain
+
+ENDED_CHAINS = Gauge(
+    "interlock_vault_chains_needing_reinstall",
+    "Chains of Slack tokens that only a reinstall revives.",
+    registry=REGISTRY,
+)
 
 _BATCH = 50
 
@@ -178,12 +186,15 @@ class Telling:
     async def run(self) -> None:
         """Tell who is to be told now; one that fails keeps no other from being told.
 
-        Asks identity only while a chain needs a reinstall.
+        Shows in the metric how many chains need a reinstall, and asks identity only
+        while one does.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
-        if not await self._store.count_ended(self._client_id):
+        ended = await self._store.count_ended(self._client_id)
+        ENDED_CHAINS.set(ended)
+        if not ended:
             return
         try:
             due = await self._notices.take_notices()

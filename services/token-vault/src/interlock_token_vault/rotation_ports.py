@@ -179,10 +179,6 @@ class RotationStore(Protocol):
         """List chains whose tokens never end, 100 at a time, in order."""
         ...
 
-    async def count_ended(self, client_id: ClientId) -> int:
-        """Count the chains that need a reinstall."""
-        ...
-
     async def find_chain(self, chain: Chain) -> HeldChain | None:
         """Find a chain of an active installation."""
         ...

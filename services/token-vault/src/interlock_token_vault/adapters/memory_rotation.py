@@ -67,7 +67,7 @@ class _Row:
 
 
 class MemoryRotation(MemoryStore):
-    """A RotationStore and a ReportStore, beside what MemoryStore is.
+    """A RotationStore, a ReportStore and a NoticeStore, beside what MemoryStore is.
 
     Attributes:
         news: Rings when a chain changes.
@@ -98,7 +98,7 @@ class MemoryRotation(MemoryStore):
             return sorted(chain for chain in lasting if after is None or chain > after)[:_PAGE]
 
     async def count_ended(self, client_id: ClientId) -> int:
-        """Count the chains that need a reinstall; see RotationStore."""
+        """Count the chains that need a reinstall; see NoticeStore."""
         with self.faults.around("store.count_ended"):
             ended = Standing.NEEDS_REINSTALL
             return sum(held.state.standing is ended for held in self._chains(client_id))

@@ -71,7 +71,7 @@ _log = structlog.get_logger()
 
 
 class PostgresRotation:
-    """A RotationStore and a ReportStore on Postgres.
+    """A RotationStore, a ReportStore and a NoticeStore on Postgres.
 
     Args:
         pool: Of the vault's role; for what leaves no record.
@@ -107,7 +107,7 @@ class PostgresRotation:
         return [_chain_of(row) for row in rows]
 
     async def count_ended(self, client_id: ClientId) -> int:
-        """Count the chains that need a reinstall; see RotationStore."""
+        """Count the chains that need a reinstall; see NoticeStore."""
         with failing_closed():
             ended: int = await self._pool.fetchval(query("count_ended_chains"), client_id)
         return ended
