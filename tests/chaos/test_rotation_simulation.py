@@ -54,8 +54,11 @@ def test_the_usual_rotators_fail(control: Callable[..., Process]) -> None:
     [
         # A holder stood still past its lease, its request reached Slack after the next
         # holder's answer was stored, and it died: the stored pair was dead, and idle.
-        pytest.param(71860, id="overtaken-at-the-second-rotation"),
-        pytest.param(72572, id="overtaken-past-the-end"),
+        pytest.param(71860, id="the-dead-holders-request-came-last-at-the-second-rotation"),
+        pytest.param(72572, id="the-dead-holders-request-came-last"),
+        # The next holder's request came last and it died; then the first one's answer
+        # was stored, and with it the doubt was over.
+        pytest.param(30072, id="a-late-answer-ended-the-doubt"),
     ],
 )
 def test_what_broke_once_holds(seed: int) -> None:
