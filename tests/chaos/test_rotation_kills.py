@@ -15,5 +15,5 @@ from tests.chaos.rotation_kills import kill_and_go_on
 async def test_a_killed_process_is_followed_by_one_that_goes_on(
     cluster: ScratchDatabases, tmp_path: Path, failpoint: str, grace_s: float
 ) -> None:
-    """No second exchange where the answer was on the disk, and a loud end where it was nowhere."""
+    """One exchange where the answer was on the disk, and a loud end where it was nowhere."""
     assert await kill_and_go_on(cluster, tmp_path, failpoint, grace_s=grace_s) == []
