@@ -39,8 +39,10 @@ from interlock_identity.domain.people import (
     UserId,
 )
 from interlock_identity.domain.workspaces import (
+    NO_DRIFT,
     Claim,
     NangoConnection,
+    ScopeDrift,
     Workspace,
     WorkspaceId,
     WorkspaceKey,
@@ -370,6 +372,47 @@ async def test_a_claim_is_hidden_from_other_tenants(stage: Stage) -> None:
     with pytest.raises(WorkspaceNotFound):
         await stage.store.get_workspace(CONTOSO.tenant_id, workspace.workspace_id)
     assert await stage.store.list_workspaces(CONTOSO.tenant_id) == []
+
+
+async def test_a_claim_shows_which_scopes_differ(stage: Stage) -> None:
+    """Only that of the install that is meant; each change is on record; a new claim has none."""
+    old, new = uuid4(), uuid4()
+    await stage.store.claim(_claim(NORTHWIND, TEAM, new), ORIGIN)
+    lacking = ScopeDrift(missing=("files:write", "im:read"))
+    both = ScopeDrift(("files:write",), ("im:write",))
+
+    async def report(installation_id: UUID, drift: ScopeDrift) -> bool:
+        key = replace(TEAM, app_id="")
+        return await stage.store.set_drift(key, installation_id, drift, ORIGIN)
+
+    async def shown() -> ScopeDrift:
+        [counted] = await stage.store.list_workspaces(NORTHWIND.tenant_id)
+        return counted.workspace.drift
+
+    assert not await report(old, lacking)
+    assert await report(new, NO_DRIFT)
+    assert await shown() == NO_DRIFT
+    for drift in (lacking, lacking, both):
+        assert await report(new, drift)
+        assert await shown() == drift
+    assert await report(new, NO_DRIFT)
+    await report(new, both)
+    await stage.store.claim(_claim(NORTHWIND, TEAM, new), ORIGIN)
+    assert await shown() == NO_DRIFT
+    await stage.store.release(TEAM, new, ORIGIN)
+    assert not await report(new, both)
+    records = await stage.audit.list_events(Sought(), before=None, limit=100)
+    changes = [
+        (each.event.event.removeprefix("workspace.scopes_"), each.event.purpose)
+        for each in reversed(records)
+        if each.event.event.startswith("workspace.scopes_")
+    ]
+    assert changes == [
+        ("drifted", "missing files:write, im:read"),
+        ("drifted", "missing files:write; extra im:write"),
+        ("settled", ""),
+        ("drifted", "missing files:write; extra im:write"),
+    ]
 
 
 async def test_a_claim_shows_that_it_needs_a_reinstall(stage: Stage) -> None:

@@ -116,6 +116,18 @@ def _each_status(site: Site) -> None:
     ]
 
 
+def _scopes_missing(site: Site) -> None:
+    missing = ("app_mentions:read", "files:write")
+    site.identity.workspaces["acme"] = [replace(ACME, missing_scopes=missing)]
+
+
+def _scopes_differ(site: Site) -> None:
+    extra = ("im:read", "im:write")
+    site.identity.workspaces["acme"] = [
+        replace(ACME, missing_scopes=("files:write",), extra_scopes=extra)
+    ]
+
+
 def _nobody_linked(site: Site) -> None:
     site.identity.mappings = []
 
@@ -203,6 +215,8 @@ STATES = [
     State("dashboard-installed", "ann", f"{HOME}?installed=T0ACME", 200, "Workspaces"),
     State("dashboard-uninstalled", "ann", f"{HOME}?uninstalled=1", 200, "Workspaces"),
     State("dashboard-each-status", "ann", HOME, 200, "Workspaces", _each_status),
+    State("dashboard-scopes-missing", "ann", HOME, 200, "Workspaces", _scopes_missing),
+    State("dashboard-scopes-differ", "ann", HOME, 200, "Workspaces", _scopes_differ),
     State("dashboard-empty", "ann", HOME, 200, "Workspaces", _no_workspace),
     State("dashboard-member", "bob", HOME, 200, "Workspaces"),
     State("dashboard-member-empty", "bob", HOME, 200, "Workspaces", _no_workspace),
@@ -225,6 +239,7 @@ STATES = [
     State("workspace", "ann", WSW, 200, "Acme Slack"),
     State("workspace-unlinked", "ann", f"{WSW}?unlinked=1", 200, "Acme Slack"),
     State("workspace-nobody-linked", "ann", WSW, 200, "Acme Slack", _nobody_linked),
+    State("workspace-scopes-differ", "ann", WSW, 200, "Acme Slack", _scopes_differ),
     State("workspace-member", "bob", WSW, 200, "Acme Slack"),
     State("workspace-unknown", "ann", f"{WSW}0", 404, "No such workspace"),
     State("settings", "ann", f"{WSW}/settings", 200, "Settings"),

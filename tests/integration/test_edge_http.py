@@ -1015,6 +1015,29 @@ async def test_a_workspace_that_needs_a_reinstall_says_what_to_do(site: Site) ->
     assert "Needs a reinstall" not in (await site.get(path, "ann")).text
 
 
+async def test_scopes_that_differ_are_shown_to_who_can_install_again(site: Site) -> None:
+    """What is missing comes with the button; what is too much, with what takes it back."""
+    path = "/work-apps/slack/workspaces/wsw_1"
+    site.identity.workspaces["acme"] = [replace(ACME, missing_scopes=("files:write",))]
+    for page in (HOME, path):
+        text = (await site.get(page, "ann")).text
+        assert "Missing: <code>files:write</code>. Install the app again" in text
+        assert ">Reinstall</button>" in text
+        assert "files:write" not in (await site.get(page, "bob")).text
+    hostile = ("im:read", "<script>canary</script>")
+    site.identity.workspaces["acme"] = [replace(ACME, extra_scopes=hostile)]
+    for page in (HOME, path):
+        text = (await site.get(page, "ann")).text
+        assert "more permissions than the app asks for: <code>im:read</code>, " in text
+        assert "uninstall the app and add it again" in text
+        assert ">Reinstall</button>" not in text
+        assert "<script>canary" not in text
+    content = json.loads((await site.get("/work-apps/slack/workspaces.json", "ann")).body)
+    assert content["workspaces"][0]["extraScopes"] == list(hostile)
+    site.identity.workspaces["acme"] = [replace(ACME, status="uninstalled", extra_scopes=hostile)]
+    assert "im:read" not in (await site.get(HOME, "ann")).text
+
+
 async def test_the_notice_names_a_workspace_of_the_tenant_or_nothing(site: Site) -> None:
     """An address that somebody made up cannot put words on the page."""
     assert "Interlock is installed in" in (await site.get(f"{HOME}?installed=T0ACME", "ann")).text

@@ -191,6 +191,31 @@ async def test_the_vault_says_which_workspace_needs_a_reinstall(house: House) ->
         await house.workspaces("gateway-edge").ReportWorkspace(report, timeout=TIMEOUT_S)
 
 
+async def test_the_vault_says_which_scopes_differ(house: House) -> None:
+    """The list that edge shows says so; nobody else may say it, and not in any length."""
+    await house.claim()
+    vault = house.workspaces("token-vault")
+    report = pb.ReportScopesRequest(
+        installation_id=INSTALLATION,
+        slack_team_id="T0NORTHWIND",
+        missing_scopes=["files:write"],
+        extra_scopes=["im:read", "im:write"],
+    )
+    assert (await vault.ReportScopes(report, timeout=TIMEOUT_S)).was_claimed
+    request = pb.ListWorkspacesRequest(session=await house.session("user_ada"))
+    [shown] = (
+        await house.workspaces("gateway-edge").ListWorkspaces(request, timeout=TIMEOUT_S)
+    ).workspaces
+    assert shown.missing_scopes == report.missing_scopes
+    assert shown.extra_scopes == report.extra_scopes
+    for caller in ("gateway-edge", "gateway-worker"):
+        async with _refused(Kind.FORBIDDEN, "CALLER_NOT_ALLOWED"):
+            await house.workspaces(caller).ReportScopes(report, timeout=TIMEOUT_S)
+    for scopes in ([""], ["x" * 101], ["x"] * 101):
+        report.missing_scopes[:] = scopes
+        assert await _outcome(vault.ReportScopes(report, timeout=TIMEOUT_S)) == "INVALID_ARGUMENT"
+
+
 async def test_the_vault_takes_a_notice_once(house: House) -> None:
     """RF-09: whom to tell of which install; then nothing more, and to nobody else."""
     await house.claim("user_ada")

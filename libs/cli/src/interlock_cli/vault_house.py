@@ -169,6 +169,7 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
         self.holders: dict[tuple[str, str], str] = {}
         self.connections: dict[tuple[str, str], str] = {}
         self.reports: list[tuple[str, bool]] = []
+        self.scopes: list[tuple[str, list[str], list[str]]] = []
         self.administrator = ""
         self.notices: list[identity_pb2.Notice] = []
         self.asked_for_notices = 0
@@ -226,6 +227,18 @@ class Identity(identity_pb2_grpc.WorkspaceServiceServicer):
                 )
             )
         return identity_pb2.ReportWorkspaceResponse(was_claimed=True)
+
+    async def ReportScopes(  # noqa: N802 - gRPC's name.
+        self,
+        request: identity_pb2.ReportScopesRequest,
+        context: object,  # noqa: ARG002 - As above.
+    ) -> identity_pb2.ReportScopesResponse:
+        """Note which scopes of an installation differ."""
+        if self.error is not None:
+            raise self.error
+        differing = [*request.missing_scopes], [*request.extra_scopes]
+        self.scopes.append((request.slack_team_id, *differing))
+        return identity_pb2.ReportScopesResponse(was_claimed=True)
 
     async def TakeNotices(  # noqa: N802 - gRPC's name.
         self,

@@ -39,6 +39,7 @@ from interlock_identity.domain.workspaces import (
     CountedWorkspace,
     MalformedWorkspaceKey,
     NangoConnection,
+    ScopeDrift,
     Workspace,
     WorkspaceId,
     WorkspaceKey,
@@ -106,6 +107,7 @@ CALLERS: CallerTable = {
     f"/{_WORKSPACE_SERVICE}/ClaimWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReleaseWorkspace": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ReportWorkspace": _VAULT,
+    f"/{_WORKSPACE_SERVICE}/ReportScopes": _VAULT,
     f"/{_WORKSPACE_SERVICE}/TakeNotices": _VAULT,
     f"/{_WORKSPACE_SERVICE}/ListWorkspaces": _EDGE,
     f"/{_WORKSPACE_SERVICE}/GetAgentDefaults": _EDGE,
@@ -402,6 +404,17 @@ class WorkspaceRpc(services.WorkspaceServiceServicer):
         )
         return pb.ReportWorkspaceResponse(was_claimed=was_claimed)
 
+    async def ReportScopes(
+        self, request: pb.ReportScopesRequest, context: _Context
+    ) -> pb.ReportScopesResponse:
+        """Note how a claim's scopes differ from those asked for."""
+        key = WorkspaceKey(request.slack_enterprise_id, request.slack_team_id, app_id="")
+        drift = ScopeDrift(tuple(request.missing_scopes), tuple(request.extra_scopes))
+        was_claimed = await self._workspaces.report_scopes(
+            key, UUID(request.installation_id), drift, _origin()
+        )
+        return pb.ReportScopesResponse(was_claimed=was_claimed)
+
     async def TakeNotices(
         self, request: pb.TakeNoticesRequest, context: _Context
     ) -> pb.TakeNoticesResponse:
@@ -656,6 +669,8 @@ def _show_workspace(workspace: Workspace) -> pb.Workspace:
         name=workspace.name,
         status=workspace.status.value,
         created_at=_timestamp(workspace.created_at),
+        missing_scopes=workspace.drift.missing,
+        extra_scopes=workspace.drift.extra,
     )
 
 

@@ -12,11 +12,13 @@ from interlock_identity.domain.agents import Agent, AgentDefault, MalformedAgent
 from interlock_identity.domain.audit import AuditEvent, Origin
 from interlock_identity.domain.people import Session, SessionProof, TenantId, UserId
 from interlock_identity.domain.workspaces import (
+    NO_DRIFT,
     Claim,
     Claimed,
     CountedWorkspace,
     MalformedWorkspaceKey,
     NangoConnection,
+    ScopeDrift,
     Workspace,
     WorkspaceId,
     WorkspaceKey,
@@ -83,6 +85,17 @@ class AgentDirectory(Protocol):
         ...
 
 
+def drift_event(key: WorkspaceKey, drift: ScopeDrift, origin: Origin) -> AuditEvent:
+    """Return the record of scopes that came to differ, or no longer do."""
+    return AuditEvent(
+        "workspace.scopes_settled" if drift == NO_DRIFT else "workspace.scopes_drifted",
+        origin,
+        slack_enterprise_id=key.enterprise_id,
+        slack_team_id=key.team_id,
+        purpose=str(drift),
+    )
+
+
 class WorkspaceStore(Protocol):
     """Claims and default agents.
 
@@ -143,6 +156,16 @@ class WorkspaceStore(Protocol):
         needs_reinstall: bool,
     ) -> bool:
         """Note whether a claim needs a reinstall, and record it if that is new.
+
+        Returns:
+            Whether the install has a claim.
+        """
+        ...
+
+    async def set_drift(
+        self, key: WorkspaceKey, installation_id: UUID, drift: ScopeDrift, origin: Origin
+    ) -> bool:
+        """Note how a claim's scopes differ, and record it if that is new.
 
         Returns:
             Whether the install has a claim.
@@ -311,6 +334,24 @@ class Workspaces:
         )
         if was_claimed and needs_reinstall:
             structlog.get_logger().warning("workspace_needs_reinstall", slack_team_id=key.slot)
+        return was_claimed
+
+    async def report_scopes(
+        self, key: WorkspaceKey, installation_id: UUID, drift: ScopeDrift, origin: Origin
+    ) -> bool:
+        """Note how a claim's scopes differ; tell whether the install has a claim.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        was_claimed = await self._workspaces.set_drift(key, installation_id, drift, origin)
+        if was_claimed and drift != NO_DRIFT:
+            structlog.get_logger().warning(
+                "scope_drift",
+                slack_team_id=key.slot,
+                missing_scopes=drift.missing,
+                extra_scopes=drift.extra,
+            )
         return was_claimed
 
     async def list_workspaces(self, session: Session) -> list[CountedWorkspace]:

@@ -15,7 +15,7 @@ _WORKERS = {
     "ResolveAgent",
     "RenewGrant",
 }
-_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportWorkspace", "TakeNotices"}
+_VAULTS = {"ClaimWorkspace", "ReleaseWorkspace", "ReportScopes", "ReportWorkspace", "TakeNotices"}
 _OPERATORS = {"IssueImportGrant", "ForgetUser", "ForgetOrganization"}
 # Each shows something else: an administrator's grant, or nothing but who they are.
 _READERS = {"ListAuditEvents"}

@@ -41,6 +41,7 @@ from interlock_token_vault.adapters.postgres_connections import PostgresConnecti
 from interlock_token_vault.adapters.postgres_installs import PostgresInstalls
 from interlock_token_vault.adapters.postgres_keys import PostgresKeys
 from interlock_token_vault.adapters.postgres_rotation import PostgresRotation, open_news
+from interlock_token_vault.adapters.postgres_scopes import PostgresScopes
 from interlock_token_vault.adapters.postgres_uninstalls import PostgresUninstalls
 from interlock_token_vault.adapters.probed_keks import ProbedKeks
 from interlock_token_vault.adapters.registered_apps import RegisteredApps
@@ -70,7 +71,7 @@ from interlock_token_vault.migrations import DATABASE
 from interlock_token_vault.operator_rpc import OperatorRpc
 from interlock_token_vault.refusals import Refusals
 from interlock_token_vault.renewing import Renewing
-from interlock_token_vault.reporting import Reporting, Telling
+from interlock_token_vault.reporting import Reporting, ScopeReporting, Telling
 from interlock_token_vault.restoring import Restoring
 from interlock_token_vault.rotating import Rotating
 from interlock_token_vault.rotation_ports import Failpoint, pass_by
@@ -170,6 +171,7 @@ async def running(
         chores += [
             _Chore(_SWEEP_EVERY, installing.sweep),
             _Chore(_SWEEP_EVERY, uninstalling.sweep),
+            _Chore(_SWEEP_EVERY, _make_scope_reporting(settings, parts).run),
             _Chore(_FLUSH_EVERY, refusals.flush),
             _Chore(_PARTITIONS_EVERY, store.make_partitions),
         ]
@@ -286,6 +288,15 @@ def _chores_of(rotation: _Rotation, settings: VaultSettings, parts: _Parts) -> "
         _Chore(_REFRESH_EVERY, reporting.run),
         _Chore(_REFRESH_EVERY, telling.run),
     ]
+
+
+def _make_scope_reporting(settings: VaultSettings, parts: _Parts) -> ScopeReporting:
+    return ScopeReporting(
+        store=PostgresScopes(parts.pool),
+        reports=IdentityClaims(parts.identity),
+        client_id=ClientId(settings.slack_client_id),
+        asked=settings.slack_bot_scopes,
+    )
 
 
 def _make_uninstalling(

@@ -9,6 +9,7 @@ nobody but identity and the vault has a say in whom it reaches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -27,6 +28,13 @@ from interlock_token_vault.rotation_ports import HeldChain
 ENDED_CHAINS = Gauge(
     "interlock_vault_chains_needing_reinstall",
     "Chains of Slack tokens that only a reinstall revives.",
+    registry=REGISTRY,
+)
+
+SCOPE_DRIFT = Gauge(
+    "interlock_vault_installations_with_scope_drift",
+    "Installations that lack a scope that is asked for, or have one that is not.",
+    ("kind",),
     registry=REGISTRY,
 )
 
@@ -97,6 +105,95 @@ class Reporting:
                 _log.warning("reinstall_not_reported", reason=error.reason)
                 return
             await self._store.mark_reported(chain, needs_reinstall=needs_reinstall)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedScopes:
+    """How what Slack granted to a bot differs from what the app asks for.
+
+    Attributes:
+        installed_at: Of the install that it was granted with.
+        missing: Asked for and not granted, sorted.
+        extra: Granted and not asked for, sorted.
+    """
+
+    installation_id: InstallationId
+    key: InstallationKey
+    installed_at: datetime
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+class ScopeReports(Protocol):
+    """Identity, as it hears of scopes."""
+
+    async def report_scopes(self, granted: GrantedScopes) -> None:
+        """Say how an installation's scopes differ; idempotent.
+
+        Raises:
+            IdentityUnavailable: Identity does not answer.
+        """
+        ...
+
+
+class ScopeStore(Protocol):
+    """The vault's database, as scopes need it; all raise DatabaseUnavailable."""
+
+    async def list_untold(
+        self, client_id: ClientId, asked: Sequence[str], limit: int
+    ) -> Sequence[GrantedScopes]:
+        """List active installations of whose scopes identity knows something else, or nothing."""
+        ...
+
+    async def count_drift(self, client_id: ClientId, asked: Sequence[str]) -> tuple[int, int]:
+        """Count installations with scopes missing, and those with scopes too many."""
+        ...
+
+    async def mark_told(self, granted: GrantedScopes) -> None:
+        """Remember what identity knows of an installation's scopes."""
+        ...
+
+
+class ScopeReporting:
+    """Tell identity where granted scopes differ from those asked for, and where no longer.
+
+    They come to differ when Slack grants more than it was asked for, and when
+    the app is configured to ask for others than the installs of before have.
+
+    Args:
+        client_id: Of Interlock's own app.
+        asked: The bot's scopes as they are configured now.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ScopeStore,
+        reports: ScopeReports,
+        client_id: ClientId,
+        asked: Sequence[str],
+    ) -> None:
+        self._store = store
+        self._reports = reports
+        self._client_id = client_id
+        self._asked = tuple(sorted(set(asked)))
+
+    async def run(self) -> None:
+        """Count what differs, and tell of what has changed; what is not taken is told again.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        missing, extra = await self._store.count_drift(self._client_id, self._asked)
+        SCOPE_DRIFT.labels("missing").set(missing)
+        SCOPE_DRIFT.labels("extra").set(extra)
+        for granted in await self._store.list_untold(self._client_id, self._asked, _BATCH):
+            try:
+                await self._reports.report_scopes(granted)
+            except IdentityUnavailable as error:
+                _log.warning("scopes_not_reported", reason=error.reason)
+                return
+            await self._store.mark_told(granted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,8 @@ def _workspace(message: pb.Workspace) -> Workspace:
         created_at=_instant(message.created_at),
         linked_users=message.linked_users,
         slack_app_id=message.slack_app_id,
+        missing_scopes=tuple(message.missing_scopes),
+        extra_scopes=tuple(message.extra_scopes),
     )
 
 

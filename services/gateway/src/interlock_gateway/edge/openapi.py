@@ -11,6 +11,7 @@ from interlock_gateway.edge.policy import POLICY, Action
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
+_TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "integer"}
 _STATUSES = ["pending", "active", "needs_reinstall", "uninstalled"]
@@ -147,6 +148,8 @@ def _schemas() -> dict[str, Schema]:
                 "status": {"type": "string", "enum": _STATUSES},
                 "createdAt": _INSTANT,
                 "linkedUsers": _NUMBER,
+                "missingScopes": _TEXTS,
+                "extraScopes": _TEXTS,
             }
         ),
         "Workspaces": _object({"workspaces": _list("Workspace")}),

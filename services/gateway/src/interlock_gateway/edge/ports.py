@@ -83,6 +83,8 @@ class Workspace:
         slack_team_id: Slack `T…`, or `E…` for an org-wide install.
         status: `pending`, `active`, `needs_reinstall` or `uninstalled`.
         linked_users: How many Slack users are linked in it.
+        missing_scopes: Asked for, and not granted by Slack.
+        extra_scopes: Granted by Slack, and not asked for.
     """
 
     workspace_id: str
@@ -94,6 +96,8 @@ class Workspace:
     created_at: datetime
     linked_users: int
     slack_app_id: str = ""
+    missing_scopes: tuple[str, ...] = ()
+    extra_scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,9 @@ class WorkspaceRoutes:
             workspace_path=path,
             slack_url=self._slack.app_in(workspace.slack_team_id),
             token_of=lambda mapping_id: self._browser.form_token(visit, _unlinking(mapping_id)),
+            install_path=paths.INSTALL,
+            install_token=self._browser.form_token(visit, INSTALL_FORM),
+            is_by_nango=self._is_by_nango,
             uninstall_token=self._browser.form_token(visit, _uninstalling(workspace.workspace_id)),
         )
 

@@ -39,6 +39,7 @@ from interlock_identity.domain.workspaces import (
     Claim,
     Claimed,
     CountedWorkspace,
+    ScopeDrift,
     Workspace,
     WorkspaceId,
     WorkspaceKey,
@@ -57,6 +58,7 @@ from interlock_identity.workspaces import (
     OrganizationNotFound,
     WorkspaceNotFound,
     WorkspaceTaken,
+    drift_event,
 )
 
 _Id = TypeVar("_Id", UserId, TenantId)
@@ -297,6 +299,24 @@ class MemoryStore:
                     slack_enterprise_id=key.enterprise_id,
                     slack_team_id=key.team_id,
                 )
+                self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
+            return True
+        return False
+
+    async def set_drift(
+        self, key: WorkspaceKey, installation_id: UUID, drift: ScopeDrift, origin: Origin
+    ) -> bool:
+        """Note how a claim's scopes differ."""
+        for row in self._workspaces.values():
+            before = row.workspace
+            is_meant = (before.key.slot, before.key.enterprise_id) == (key.slot, key.enterprise_id)
+            if not is_meant or row.installation_id != installation_id:
+                continue
+            if not before.status.is_claimed:
+                return False
+            row.workspace = replace(before, drift=drift)
+            if before.drift != drift:
+                event = drift_event(key, drift, origin)
                 self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
             return True
         return False

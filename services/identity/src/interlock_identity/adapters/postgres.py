@@ -42,6 +42,7 @@ from interlock_identity.domain.workspaces import (
     Claim,
     Claimed,
     CountedWorkspace,
+    ScopeDrift,
     Workspace,
     WorkspaceId,
     WorkspaceKey,
@@ -58,6 +59,7 @@ from interlock_identity.workspaces import (
     OrganizationNotFound,
     WorkspaceNotFound,
     WorkspaceTaken,
+    drift_event,
 )
 
 # The key of the specification for installs without Nango too; the column has no NULL.
@@ -90,7 +92,8 @@ _NOTE_TENANT = text("""
 """)
 _WORKSPACE_COLUMNS = """
     w.tenant_id, w.id, w.slack_team_id, coalesce(w.slack_enterprise_id, '') AS enterprise_id,
-    coalesce(w.slack_app_id, '') AS app_id, w.name, w.status, w.created_at
+    coalesce(w.slack_app_id, '') AS app_id, w.name, w.status, w.created_at,
+    w.missing_scopes, w.extra_scopes
 """
 _COUNT = """
     (SELECT count(*) FROM identity.work_app_slack_user_mappings AS m
@@ -146,6 +149,8 @@ _CLAIM = text(f"""
             installation_id = excluded.installation_id,
             released_at = NULL,
             notice_taken_at = NULL,
+            missing_scopes = '{{}}',
+            extra_scopes = '{{}}',
             updated_at = clock_timestamp()
         RETURNING *)
     SELECT {_WORKSPACE_COLUMNS}, {_COUNT} FROM w
@@ -170,6 +175,23 @@ _REPORT = text("""
         SET status = :status, updated_at = clock_timestamp(),
             notice_taken_at = CASE :status WHEN 'active' THEN NULL ELSE x.notice_taken_at END
         FROM w WHERE x.tenant_id = w.tenant_id AND x.id = w.id AND w.status <> :status
+        RETURNING 1)
+    SELECT w.tenant_id, w.id, EXISTS (SELECT FROM changed) AS is_new FROM w
+""")
+_SET_DRIFT = text("""
+    WITH w AS (
+        SELECT tenant_id, id, missing_scopes, extra_scopes
+        FROM identity.work_app_slack_workspaces
+        WHERE client_id = :client_id AND slack_team_id = :slot
+          AND coalesce(slack_enterprise_id, '') = :enterprise_id
+          AND installation_id = :installation_id AND status IN ('active', 'needs_reinstall')
+        FOR UPDATE),
+    changed AS (
+        UPDATE identity.work_app_slack_workspaces AS x
+        SET missing_scopes = :missing, extra_scopes = :extra, updated_at = clock_timestamp()
+        FROM w WHERE x.tenant_id = w.tenant_id AND x.id = w.id
+            AND (w.missing_scopes, w.extra_scopes)
+                <> (CAST(:missing AS text[]), CAST(:extra AS text[]))
         RETURNING 1)
     SELECT w.tenant_id, w.id, EXISTS (SELECT FROM changed) AS is_new FROM w
 """)
@@ -531,6 +553,28 @@ class PostgresStore:
                     workspace_id=row["id"],
                 )
                 await record(connection, event)
+            return True
+
+    async def set_drift(
+        self, key: WorkspaceKey, installation_id: UUID, drift: ScopeDrift, origin: Origin
+    ) -> bool:
+        """Note how a claim's scopes differ."""
+        of = {
+            "client_id": CLIENT_ID,
+            "slot": key.slot,
+            "enterprise_id": key.enterprise_id,
+            "installation_id": installation_id,
+            "missing": list(drift.missing),
+            "extra": list(drift.extra),
+        }
+        async with self._transaction() as connection:
+            row = await find(connection, _SET_DRIFT, of)
+            if row is None:
+                return False
+            if row["is_new"]:
+                event = drift_event(key, drift, origin)
+                of_claim = WorkspaceId(row["id"])
+                await record(connection, event.of_workspace(TenantId(row["tenant_id"]), of_claim))
             return True
 
     async def list_due_notices(self, limit: int) -> Sequence[DueNotice]:
@@ -909,6 +953,7 @@ def _workspace(row: RowMapping) -> Workspace:
         name=row["name"],
         status=WorkspaceStatus(row["status"]),
         created_at=row["created_at"],
+        drift=ScopeDrift(tuple(row["missing_scopes"]), tuple(row["extra_scopes"])),
     )
 
 

@@ -41,7 +41,7 @@ class AuditEvent:
         event: What happened, such as `user.linked`.
         user_id: The account it happened to.
         token_jti: The id of the token or grant that was signed.
-        purpose: What a grant is for, or why a link ended.
+        purpose: What a grant is for, why a link ended, or which scopes differ.
         project_id: The project that a token opens beyond the account's own, or of a default.
         agent_id: The agent to be run, or of a default.
         channel_id: The channel that a default or an access is for.

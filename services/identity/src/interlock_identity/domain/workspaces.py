@@ -81,12 +81,34 @@ class WorkspaceKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ScopeDrift:
+    """How what Slack granted differs from what the app asks for; names of Slack's.
+
+    Attributes:
+        missing: Asked for and not granted.
+        extra: Granted and not asked for.
+    """
+
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Tell it in a line; "" for none."""
+        parts = (("missing", self.missing), ("extra", self.extra))
+        return "; ".join(f"{kind} {', '.join(scopes)}" for kind, scopes in parts if scopes)
+
+
+NO_DRIFT = ScopeDrift()
+
+
+@dataclass(frozen=True, slots=True)
 class Workspace:
     """A workspace that a tenant has claimed.
 
     Attributes:
         name: Display name; untrusted text.
         created_at: When the tenant first claimed it.
+        drift: As the vault says it, after the claim.
     """
 
     workspace_id: WorkspaceId
@@ -95,6 +117,7 @@ class Workspace:
     name: str
     status: WorkspaceStatus
     created_at: datetime
+    drift: ScopeDrift = NO_DRIFT
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Identity's word on whose a workspace is, over gRPC."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,14 +15,17 @@ from interlock_token_vault.domain.install import InstallNotOpen, WorkspaceTaken
 from interlock_token_vault.domain.installation import InstallationId, InstallationKey
 from interlock_token_vault.install_ports import IdentityUnavailable
 from interlock_token_vault.key_lifecycle import NotClaimed
-from interlock_token_vault.reporting import Notice
+from interlock_token_vault.reporting import GrantedScopes, Notice
 
 # Identity caps its calls at 5 s.
 _BUDGET = timedelta(seconds=5)
+# What identity takes of Slack's words: of more, or of longer ones, the first suffice.
+_MOST_SCOPES = 100
+_LONGEST_SCOPE = 100
 
 
 class IdentityClaims:
-    """Identity's WorkspaceService as Claims, ClaimMover, Releases, Reports and Notices."""
+    """Identity's WorkspaceService as the ports that the vault has for it."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._workspaces = identity_pb2_grpc.WorkspaceServiceStub(channel)
@@ -108,6 +112,21 @@ class IdentityClaims:
         except RemoteError as error:
             raise IdentityUnavailable(metadata={"cause": error.reason}) from error
 
+    async def report_scopes(self, granted: GrantedScopes) -> None:
+        """Say how an installation's scopes differ; see ScopeReports."""
+        request = identity_pb2.ReportScopesRequest(
+            installation_id=str(granted.installation_id),
+            slack_enterprise_id=granted.key.enterprise_id,
+            slack_team_id=granted.key.team_id,
+            missing_scopes=_cut(granted.missing),
+            extra_scopes=_cut(granted.extra),
+        )
+        try:
+            with remote_errors():
+                await self._workspaces.ReportScopes(request, timeout=_BUDGET.total_seconds())
+        except RemoteError as error:
+            raise IdentityUnavailable(metadata={"cause": error.reason}) from error
+
     async def take_notices(self) -> list[Notice]:
         """Take the notices that are due; see Notices."""
         request = identity_pb2.TakeNoticesRequest()
@@ -122,3 +141,7 @@ class IdentityClaims:
             Notice(InstallationId(UUID(each.installation_id)), each.slack_user_id)
             for each in answer.notices
         ]
+
+
+def _cut(scopes: Sequence[str]) -> list[str]:
+    return [each[:_LONGEST_SCOPE] for each in scopes[:_MOST_SCOPES]]

@@ -361,6 +361,19 @@ SELECT * FROM vault.list_unreported_chains($1, $2);
 UPDATE vault.rotation SET is_reported = $4
 WHERE installation_id = $1 AND kind = $2 AND user_id = $3;
 
+-- name: list_untold_scopes
+SELECT * FROM vault.list_untold_scopes($1, $2, $3);
+
+-- name: count_scope_drift
+SELECT * FROM vault.count_scope_drift($1, $2);
+
+-- name: mark_scopes_told
+-- Of an installation that has gone meanwhile nothing is kept.
+INSERT INTO vault.told_scopes (installation_id, installed_at, missing, extra)
+SELECT $1, $2, $3, $4 FROM vault.installation WHERE installation_id = $1
+ON CONFLICT (installation_id) DO UPDATE
+SET installed_at = excluded.installed_at, missing = excluded.missing, extra = excluded.extra;
+
 -- name: find_chain
 SELECT i.*, clock_timestamp() AS read_at,
     a.generation AS token_generation, a.dek_id, a.sealed AS access_sealed, a.ref AS access_ref,

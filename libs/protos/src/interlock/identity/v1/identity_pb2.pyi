@@ -191,6 +191,8 @@ class Workspace(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     LINKED_USERS_FIELD_NUMBER: _builtins.int
+    MISSING_SCOPES_FIELD_NUMBER: _builtins.int
+    EXTRA_SCOPES_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """Identity's id of the claim; opaque."""
     slack_team_id: _builtins.str
@@ -211,6 +213,14 @@ class Workspace(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was first claimed."""
 
+    @_builtins.property
+    def missing_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scopes that the app asks for and Slack did not grant."""
+
+    @_builtins.property
+    def extra_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scopes that Slack granted and the app does not ask for."""
+
     def __init__(
         self,
         *,
@@ -223,10 +233,12 @@ class Workspace(_message.Message):
         status: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         linked_users: _builtins.int = ...,
+        missing_scopes: _abc.Iterable[_builtins.str] | None = ...,
+        extra_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "is_enterprise_install", b"is_enterprise_install", "linked_users", b"linked_users", "name", b"name", "slack_app_id", b"slack_app_id", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id", "status", b"status", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "extra_scopes", b"extra_scopes", "is_enterprise_install", b"is_enterprise_install", "linked_users", b"linked_users", "missing_scopes", b"missing_scopes", "name", b"name", "slack_app_id", b"slack_app_id", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id", "status", b"status", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1074,6 +1086,70 @@ class ReportWorkspaceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportWorkspaceResponse: _TypeAlias = ReportWorkspaceResponse  # noqa: Y015
+
+@_typing.final
+class ReportScopesRequest(_message.Message):
+    """Request of WorkspaceService.ReportScopes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    SLACK_ENTERPRISE_ID_FIELD_NUMBER: _builtins.int
+    SLACK_TEAM_ID_FIELD_NUMBER: _builtins.int
+    MISSING_SCOPES_FIELD_NUMBER: _builtins.int
+    EXTRA_SCOPES_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The vault's id of the installation, a UUID."""
+    slack_enterprise_id: _builtins.str
+    """Slack `E…` or empty."""
+    slack_team_id: _builtins.str
+    """Slack `T…`, empty for an org-wide install."""
+    @_builtins.property
+    def missing_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Asked for, and not granted."""
+
+    @_builtins.property
+    def extra_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Granted, and not asked for."""
+
+    def __init__(
+        self,
+        *,
+        installation_id: _builtins.str = ...,
+        slack_enterprise_id: _builtins.str = ...,
+        slack_team_id: _builtins.str = ...,
+        missing_scopes: _abc.Iterable[_builtins.str] | None = ...,
+        extra_scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_scopes", b"extra_scopes", "installation_id", b"installation_id", "missing_scopes", b"missing_scopes", "slack_enterprise_id", b"slack_enterprise_id", "slack_team_id", b"slack_team_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportScopesRequest: _TypeAlias = ReportScopesRequest  # noqa: Y015
+
+@_typing.final
+class ReportScopesResponse(_message.Message):
+    """Response of WorkspaceService.ReportScopes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_CLAIMED_FIELD_NUMBER: _builtins.int
+    was_claimed: _builtins.bool
+    """Whether the installation has a claim."""
+    def __init__(
+        self,
+        *,
+        was_claimed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_claimed", b"was_claimed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportScopesResponse: _TypeAlias = ReportScopesResponse  # noqa: Y015
 
 @_typing.final
 class TakeNoticesRequest(_message.Message):

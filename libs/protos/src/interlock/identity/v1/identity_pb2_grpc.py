@@ -582,6 +582,11 @@ class WorkspaceServiceStub:
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
                 response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.ReportScopes = channel.unary_unary(
+                '/interlock.identity.v1.WorkspaceService/ReportScopes',
+                request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesRequest.SerializeToString,
+                response_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesResponse.FromString,
+                _registered_method=True)
         self.TakeNotices = channel.unary_unary(
                 '/interlock.identity.v1.WorkspaceService/TakeNotices',
                 request_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.TakeNoticesRequest.SerializeToString,
@@ -642,6 +647,17 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportScopes(self, request, context):
+        """Say which scopes of a claimed workspace's install differ from those that the
+        app asks for. Idempotent. Called by the vault.
+
+        The claim of another installation stays as it is, and a claim anew has none
+        that differ until it is said.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TakeNotices(self, request, context):
         """Take what has to be told of workspaces that need a reinstall. Called by the
         vault, which tells it.
@@ -693,6 +709,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ReportWorkspace,
                     request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.FromString,
                     response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.SerializeToString,
+            ),
+            'ReportScopes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportScopes,
+                    request_deserializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesRequest.FromString,
+                    response_serializer=interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesResponse.SerializeToString,
             ),
             'TakeNotices': grpc.unary_unary_rpc_method_handler(
                     servicer.TakeNotices,
@@ -797,6 +818,33 @@ class WorkspaceService:
             '/interlock.identity.v1.WorkspaceService/ReportWorkspace',
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceRequest.SerializeToString,
             interlock_dot_identity_dot_v1_dot_identity__pb2.ReportWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportScopes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.identity.v1.WorkspaceService/ReportScopes',
+            interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesRequest.SerializeToString,
+            interlock_dot_identity_dot_v1_dot_identity__pb2.ReportScopesResponse.FromString,
             options,
             channel_credentials,
             insecure,

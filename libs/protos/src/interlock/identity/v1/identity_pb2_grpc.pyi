@@ -237,6 +237,13 @@ class WorkspaceServiceStub:
 
     The claim of another installation stays as it is.
     """
+    ReportScopes: _aio.UnaryUnaryMultiCallable[_identity_pb2.ReportScopesRequest, _identity_pb2.ReportScopesResponse]
+    """Say which scopes of a claimed workspace's install differ from those that the
+    app asks for. Idempotent. Called by the vault.
+
+    The claim of another installation stays as it is, and a claim anew has none
+    that differ until it is said.
+    """
     TakeNotices: _aio.UnaryUnaryMultiCallable[_identity_pb2.TakeNoticesRequest, _identity_pb2.TakeNoticesResponse]
     """Take what has to be told of workspaces that need a reinstall. Called by the
     vault, which tells it.
@@ -294,6 +301,19 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         token no more. Idempotent. Called by the vault.
 
         The claim of another installation stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportScopes(
+        self,
+        request: _identity_pb2.ReportScopesRequest,
+        context: _aio.ServicerContext[_identity_pb2.ReportScopesRequest, _abc.Awaitable[_identity_pb2.ReportScopesResponse]],
+    ) -> _abc.Awaitable[_identity_pb2.ReportScopesResponse]:
+        """Say which scopes of a claimed workspace's install differ from those that the
+        app asks for. Idempotent. Called by the vault.
+
+        The claim of another installation stays as it is, and a claim anew has none
+        that differ until it is said.
         """
 
     @_abc_1.abstractmethod
