@@ -5,10 +5,12 @@ Edge is real, its peers are in memory, so that each state is one line away.
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from yarl import URL
 
 from interlock_chassis.errors import Kind, RemoteError
@@ -116,11 +118,6 @@ def _each_status(site: Site) -> None:
     ]
 
 
-def _scopes_missing(site: Site) -> None:
-    missing = ("app_mentions:read", "files:write")
-    site.identity.workspaces["acme"] = [replace(ACME, missing_scopes=missing)]
-
-
 def _scopes_differ(site: Site) -> None:
     extra = ("im:read", "im:write")
     site.identity.workspaces["acme"] = [
@@ -215,7 +212,6 @@ STATES = [
     State("dashboard-installed", "ann", f"{HOME}?installed=T0ACME", 200, "Workspaces"),
     State("dashboard-uninstalled", "ann", f"{HOME}?uninstalled=1", 200, "Workspaces"),
     State("dashboard-each-status", "ann", HOME, 200, "Workspaces", _each_status),
-    State("dashboard-scopes-missing", "ann", HOME, 200, "Workspaces", _scopes_missing),
     State("dashboard-scopes-differ", "ann", HOME, 200, "Workspaces", _scopes_differ),
     State("dashboard-empty", "ann", HOME, 200, "Workspaces", _no_workspace),
     State("dashboard-member", "bob", HOME, 200, "Workspaces"),
@@ -345,6 +341,53 @@ async def test_every_state_reads_well(
         await expect(page.get_by_role("heading", level=1)).to_have_text(state.heading)
         await judge(page, f"{state.name}-dark" if scheme == "dark" else state.name)
         await page.context.close()
+
+
+_ENDS: tuple[tuple[str, RemoteError | None, str], ...] = (
+    ("error=access_denied", None, "Nothing was installed"),
+    ("error=server_error", None, "Slack did not allow the install"),
+    (
+        "code=1.2.abc",
+        refusal(Kind.CONFLICT, "WORKSPACE_TAKEN"),
+        "This workspace belongs to another organization",
+    ),
+    (
+        "code=1.2.abc",
+        refusal(Kind.PRECONDITION, "SCOPES_MISSING"),
+        "Slack granted less than the app needs",
+    ),
+    (
+        "code=1.2.abc",
+        refusal(Kind.PRECONDITION, "OAUTH_CODE_REFUSED"),
+        "Slack took its permission back",
+    ),
+    ("code=1.2.abc", None, "Interlock is installed in"),
+)
+
+
+async def test_every_end_of_an_install_reads_well(
+    browser: Browser, site: Site, judge: Judge
+) -> None:
+    """From the button over Slack to the page of each way it can end, and at last installed."""
+    page = await _open(browser, site, "ann")
+    answers = iter([answer for answer, _, _ in _ENDS])
+
+    async def decide(route: Route) -> None:
+        """Send the browser back as Slack does, with its answer to the app."""
+        query = parse_qs(urlsplit(route.request.url).query)
+        back = f"{query['redirect_uri'][0]}?{next(answers)}&state={query['state'][0]}"
+        refresh = f'<meta http-equiv="refresh" content="0; url={escape(back)}">'
+        await route.fulfill(content_type="text/html", body=refresh)
+
+    await page.context.route("**/oauth/v2/authorize**", decide)
+    for _, site.vault.fail, heading in _ENDS:
+        await page.goto(_url(site, HOME))
+        await page.get_by_role("button", name="Add to Slack").click()
+        await expect(page.get_by_role("main")).to_contain_text(heading, timeout=15_000)
+        if site.vault.fail and site.vault.fail.reason == "SCOPES_MISSING":
+            # The ends share a template, which is judged by its longest text.
+            await judge(page, "install-scopes-missing")
+    await page.context.close()
 
 
 CONNECTED = "/work-apps/slack/install/connected"
