@@ -6,15 +6,17 @@ again, then with everything that happened in its course.
 
 import asyncio
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interlock_chassis.logs import configure_logging
-from tests.chaos import install_kills
+from tests.chaos import install_kills, install_services
 from tests.chaos.rotation_kills import kill_everywhere
 from tests.chaos.rotation_processes import play_all
 from tests.chaos.rotation_sim import Report, retrace, run
@@ -73,13 +75,15 @@ def rotation_processes(_: int | None) -> bool:
 
 
 def installs(_: int | None) -> bool:
-    """Kill real vault processes at every edge of every step of installs and uninstalls."""
+    """Kill real vault, edge and identity processes at every edge of installs and uninstalls."""
     configure_logging("chaos", "error")
 
     def tell(place: str, broken: list[str]) -> None:
         print(f"install-kills: {place}: {'; '.join(broken) or 'went on'}", flush=True)  # noqa: T201 - As above.
 
-    return asyncio.run(install_kills.kill_everywhere(tell))
+    with tempfile.TemporaryDirectory(prefix="interlock-chaos-") as folder:
+        has_held = asyncio.run(install_services.kill_everywhere(Path(folder), tell))
+    return asyncio.run(install_kills.kill_everywhere(tell)) and has_held
 
 
 FAULTS: Mapping[str, Fault] = {

@@ -68,7 +68,7 @@ async def launched(
         with steps.step("Postgres"):
             postgres.start()
         with steps.step(f"Databases: {', '.join(plan.schema for plan in DATABASES)}"):
-            databases = await _prepare_databases(data, postgres)
+            databases = await prepare_databases(data, postgres)
         ports = data.ports(PORTS) | {"edge": edge_port}
         with steps.step("Keys and certificates"):
             programs = make_programs(data, ports, databases, credentials, by_nango=by_nango)
@@ -86,7 +86,7 @@ async def _start(supervisor: Supervisor, programs: list[Program], steps: Steps) 
     )
 
 
-async def _prepare_databases(
+async def prepare_databases(
     data: DataFolder, postgres: EmbeddedPostgres
 ) -> dict[str, DatabaseUrls]:
     """Create and migrate what is missing; roles keep their passwords."""
