@@ -5,6 +5,7 @@ The sandbox's Slack is the judge: what it has installed is what must be true.
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ async def test_a_workspace_is_moved_in(
         code, output = await _import(running, moves, option)
         assert code == 0, output
         assert f"{TEAM} {says}" in output
+        assert "0/1" in output, "no progress is shown"
         assert token not in output
     async with open_browser(running.urls.edge) as ada:
         (await journey.sign_in(ada, ADA)).find_link("/workspaces/")
@@ -124,6 +126,8 @@ async def _import(running: Running, moves: Path, option: str) -> tuple[int | Non
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "interlock_cli", "import", str(moves), option),
         *("--data-dir", str(running.data.path)),
+        # As at a terminal, where progress is shown.
+        env={**os.environ, "FORCE_COLOR": "1"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -673,6 +673,16 @@ async def test_only_administrators_of_the_tenant_install(site: Site) -> None:
     assert await site.owner.fetchval("SELECT count(*) FROM gateway.oauth_state") == 0
 
 
+async def test_an_install_begun_at_slack_asks_to_sign_in_and_comes_back(site: Site) -> None:
+    """Slack's direct install URL leads a stranger to the sign-in, and then to the question."""
+    stranger = await site.get(INSTALL)
+    assert stranger.status == 401
+    assert f"{AUTH}/sign-in?callbackURL={quote(PUBLIC + INSTALL, safe='')}" in stranger.text
+    question = (await site.get(INSTALL, "ann")).text
+    assert f'action="{INSTALL}"' in question
+    assert await site.owner.fetchval("SELECT count(*) FROM gateway.oauth_state") == 0
+
+
 async def test_where_to_go_afterwards_is_never_the_visitors_to_say(site: Site) -> None:
     """OA-08, OA-14: redirect parameters and forwarded hosts are ignored."""
     token = (await site.get(INSTALL, "ann")).form_token()
