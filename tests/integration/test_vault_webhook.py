@@ -52,29 +52,29 @@ def _ref(here: Premises, address: str) -> str:
 async def test_an_address_is_sealed_with_the_install_and_ends_with_the_app(
     here: Premises,
 ) -> None:
-    """Row and record bear its fingerprint and not itself; after an uninstall nothing is left."""
-    address = await _install(here, HELP)
-    assert await _post(here, address) == (200, "ok")
+    """Row and record bear its fingerprint and not itself; the rightful tenant's last one stays.
+
+    Another tenant's install changes nothing, and after an uninstall nothing is left.
+    """
+    first = await _install(here, HELP)
+    assert await _post(here, first) == (200, "ok")
     [row] = await _sealed(here)
-    assert row["ref"] == _ref(here, address)
+    assert row["ref"] == _ref(here, first)
     [record] = await here.house.records("webhook.stored")
     assert (record["token_kind"], record["token_ref"]) == ("webhook", row["ref"])
-    secret = address.rsplit("/", 1)[1]
+    secret = first.rsplit("/", 1)[1]
     assert secret.encode() not in row["sealed"]
     assert secret not in str(dict(record))
-    await here.house.uninstall()
-    assert await _post(here, address) == (404, "no_service")
-    assert not any((await here.snapshot()).values())
 
-
-async def test_the_rightful_tenants_last_install_gives_the_address(here: Premises) -> None:
-    """Another tenant's changes nothing; their own puts the new one into the old one's place."""
-    first = await _install(here, HELP)
     before = await here.snapshot()
     taken = here.install("contoso", scope=SCOPES, webhook_channel=RANDOM)
     assert await refusal(taken) == (Kind.CONFLICT, "WORKSPACE_TAKEN")
     assert await here.snapshot() == before
     assert await _post(here, first) == (200, "ok")
+
     later = await _install(here, RANDOM)
     [row] = await _sealed(here)
     assert row["ref"] == _ref(here, later)
+    await here.house.uninstall()
+    assert await _post(here, later) == (404, "no_service")
+    assert not any((await here.snapshot()).values())
