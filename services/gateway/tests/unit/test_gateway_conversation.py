@@ -1096,6 +1096,17 @@ async def test_token_that_slack_refuses_is_read_again_once(desk: Desk) -> None:
     assert desk.vault.reads == [("grant of Ev1", 0), ("grant of Ev1", 1)]
 
 
+async def test_no_run_begins_while_the_vault_is_away(desk: Desk) -> None:
+    """A run that nobody could be told of is not begun; the question is answered once it can be."""
+    desk.vault.faults.add("read_bot_token", remote(Kind.UNAVAILABLE, "PEER_UNAVAILABLE"))
+    await desk.say("Hi")
+    assert [type(each) for each in await desk.work()] == [Retry]
+    assert desk.runner.asked == []
+    assert await desk.work_after_pause() == [Done()]
+    assert len(desk.runner.asked) == 1
+    assert desk.the_answer().text.startswith("Hello Ada.")
+
+
 async def test_uninstalled_workspace_ends_quietly(desk: Desk) -> None:
     """Without a bot nobody can be told; nothing is retried."""
     gone = remote(Kind.NOT_FOUND, "INSTALLATION_NOT_FOUND")

@@ -296,6 +296,8 @@ class Conversation:
     ) -> Outcome:
         """Run the agent and say its answer, once."""
         delivery, runs = context.delivery, self._ports.runs
+        # A run whose answer cannot be said is begun in vain, and never again.
+        await context.bot.token()
         prompt = compose_prompt(question, await self._thread_before(context, question))
         agent = Agent(choice.project_id, choice.agent_id)
         ask = Ask(
