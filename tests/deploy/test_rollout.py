@@ -4,18 +4,25 @@ Nothing may fail: not a request of Slack's, not a read of a token, not a questio
 """
 
 import asyncio
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
+from functools import partial
 
+import aiohttp
 import pytest
 
 from interlock_cli.product import DATABASES
-from tests.support.compose_load import Traffic, under_traffic, until
+from tests.support.compose_load import Traffic, signing_secret, under_traffic, until
 from tests.support.compose_stack import BUILD_S, SERVICES, Stack, Walk, more_services, second
 
 pytestmark = [pytest.mark.docker, pytest.mark.images, pytest.mark.timeout(BUILD_S)]
 
 # Longer than four services take to be replaced, twice.
 KEY_STARTS_AFTER_S = 60
+# The line that docs/operations.md adds to `.env`.
+BOTH_SECRETS = {
+    "INTERLOCK_SLACK_PREVIOUS_SIGNING_SECRET_FILE": "/run/interlock/slack-previous-signing-secret"
+}
 # Prints the serial number that the vault serves, once it is not the one before.
 SERIAL = """
 import ssl, time
@@ -66,14 +73,16 @@ def pair(stack: Stack, walked: Walk) -> Iterator[Stack]:
     stack.compose("rm", "--stop", "--force", *more_services())
 
 
-async def replace(traffic: Traffic, stack: Stack, *services: str) -> None:
+async def replace(
+    traffic: Traffic, stack: Stack, *services: str, environ: Mapping[str, str] | None = None
+) -> None:
     """Put new containers in the place of all replicas, one replica of each at a time."""
     for number, edge in enumerate(stack.edges):
         names = services if number == 0 else tuple(map(second, services))
         is_edge = "gateway-edge" in services
         if is_edge:
             await traffic.door.leave(edge)
-        await asyncio.to_thread(stack.replace, *names)
+        await asyncio.to_thread(partial(stack.replace, *names, environ=environ))
         if is_edge:
             traffic.door.enter(edge)
 
@@ -86,22 +95,40 @@ async def test_rolling_replacement_fails_nothing(pair: Stack, service: str) -> N
 
 
 async def test_keys_and_certificates_are_replaced_under_traffic(pair: Stack) -> None:
-    """A new grant key signs once all who verify know it; certificates change without a restart.
+    """Grant key, certificates and Slack's signing secret change, and nothing is refused.
 
-    All certificates are issued anew while the new key waits for its time. The vault serves its
-    new one, the edge signs with the new key, and nothing is refused meanwhile.
+    A new grant key signs once all who verify know it. While it waits for its time all
+    certificates are issued anew, and the vault serves its new one without a restart. The edges
+    take what is signed with the old and with the new secret of Slack's; once Slack itself has
+    changed over and they have dropped the old one, they refuse it.
     """
+    old, new = signing_secret(pair), secrets.token_hex(16)
+    (pair.secrets / "signing_secret").write_text(new)
+    (pair.secrets / "previous_signing_secret").write_text(old)
     soon = {"ROTATE_AFTER_SECONDS": str(KEY_STARTS_AFTER_S)}
     async with under_traffic(pair) as traffic:
-        [old] = traffic.last_keys()
-        await asyncio.to_thread(
-            lambda: pair.compose("run", "--rm", "keys", "rotate", "edge-grants", environ=soon)
-        )
-        await replace(traffic, pair, "identity", "token-vault", "gateway-worker", "gateway-edge")
+        [key] = traffic.last_keys()
+        rotate = ("run", "--rm", "keys", "rotate", "edge-grants")
+        await asyncio.to_thread(partial(pair.compose, *rotate, environ=soon))
+        services = ("identity", "token-vault", "gateway-worker", "gateway-edge")
+        await replace(traffic, pair, *services, environ=BOTH_SECRETS)
+        traffic.door.sign_with(old, new)
         before = await _serial(pair, other_than=0)
         await asyncio.to_thread(pair.compose, "run", "--rm", "keys", "renew")
         assert await _serial(pair, other_than=before) != before
-        await until(lambda: traffic.last_keys() not in ([], [old]))
+        await until(lambda: _is_everywhere(pair, traffic, old, new))
+    await asyncio.to_thread(pair.restart_sandbox)
+    (pair.secrets / "previous_signing_secret").unlink()
+    async with under_traffic(pair) as traffic, aiohttp.ClientSession() as http:
+        await replace(traffic, pair, "gateway-edge")
+        assert [await traffic.door.knock(http, each, old) for each in pair.edges] == ["401"] * 2
+        await until(lambda: traffic.last_keys() not in ([], [key]))
+        await until(lambda: _is_everywhere(pair, traffic, new))
+
+
+def _is_everywhere(stack: Stack, traffic: Traffic, *secrets: str) -> bool:
+    """Tell whether each edge has said yes to each secret."""
+    return all(traffic.door.accepted[edge, each] for edge in stack.edges for each in secrets)
 
 
 async def _serial(stack: Stack, *, other_than: int) -> int:

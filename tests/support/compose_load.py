@@ -32,15 +32,25 @@ class Door:
     Args:
         edges: The replicas' URLs.
         signing_secret: Slack's.
+
+    Attributes:
+        answers: How often each status, or name of an error, came back.
+        accepted: How often each edge said yes to each secret, since `sign_with`.
     """
 
     def __init__(self, edges: tuple[str, ...], signing_secret: str) -> None:
-        self._secret = signing_secret.encode()
+        self._secrets: tuple[str, ...] = (signing_secret,)
         # A load balancer hands on the name that was asked for.
         self._host = edges[0].removeprefix("http://")
         self._in_rotation = list(edges)
         self._open: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
+        self.accepted: Counter[tuple[str, str]] = Counter()
+
+    def sign_with(self, *secrets: str) -> None:
+        """Sign with one of these secrets after the other from now on, at every edge."""
+        self._secrets = secrets
+        self.accepted.clear()
 
     async def leave(self, edge: str) -> None:
         """Send no more to an edge; return when it has answered what was sent.
@@ -58,26 +68,33 @@ class Door:
         """Send signed clicks to one edge after the other until cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(int(BUILD_S / REQUEST_EVERY_S)):
-                edge = self._in_rotation[number % len(self._in_rotation)]
-                group.create_task(self._knock(http, edge))
+                turn, place = divmod(number, len(self._in_rotation))
+                secret = self._secrets[turn % len(self._secrets)]
+                group.create_task(self._knock(http, self._in_rotation[place], secret))
                 await asyncio.sleep(REQUEST_EVERY_S)
 
-    async def _knock(self, http: aiohttp.ClientSession, edge: str) -> None:
-        body, headers = self._click()
+    async def _knock(self, http: aiohttp.ClientSession, edge: str, secret: str) -> None:
         self._open[edge] += 1
+        try:
+            outcome = await self.knock(http, edge, secret)
+        finally:
+            self._open[edge] -= 1
+        self.answers[outcome] += 1
+        self.accepted[edge, secret] += outcome == "200"
+
+    async def knock(self, http: aiohttp.ClientSession, edge: str, secret: str) -> str:
+        """Send a signed click to an edge; return the status, or the name of the error."""
+        body, headers = self._click(secret)
         try:
             async with (
                 asyncio.timeout(REQUEST_S),
                 http.post(edge + INTERACTIONS, data=body, headers=headers) as answer,
             ):
-                outcome = str(answer.status)
+                return str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as error:
-            outcome = type(error).__name__
-        finally:
-            self._open[edge] -= 1
-        self.answers[outcome] += 1
+            return type(error).__name__
 
-    def _click(self) -> tuple[bytes, dict[str, str]]:
+    def _click(self, secret: str) -> tuple[bytes, dict[str, str]]:
         """Make a click on a button that nobody knows, as Slack sends it."""
         payload = {
             "type": "block_actions",
@@ -92,7 +109,7 @@ class Door:
         }
         body = urlencode({"payload": json.dumps(payload)}).encode()
         stamp = str(int(time.time()))
-        signed = hmac.new(self._secret, f"v0:{stamp}:".encode() + body, hashlib.sha256)
+        signed = hmac.new(secret.encode(), f"v0:{stamp}:".encode() + body, hashlib.sha256)
         return body, {
             "Host": self._host,
             "Content-Type": "application/x-www-form-urlencoded",
@@ -167,13 +184,17 @@ async def until(happened: Callable[[], bool]) -> None:
         await asyncio.sleep(0.1)
 
 
+def signing_secret(stack: Stack) -> str:
+    """Return the secret that the edge takes for Slack's."""
+    return stack.python(
+        "gateway-edge", "print(open('/run/interlock/slack-signing-secret').read(), end='')"
+    )
+
+
 @asynccontextmanager
 async def under_traffic(stack: Stack) -> AsyncIterator[Traffic]:
     """Knock, ask and read while the block runs; fail if anything of it fails."""
-    secret = stack.python(
-        "gateway-edge", "print(open('/run/interlock/slack-signing-secret').read(), end='')"
-    )
-    traffic = Traffic(stack, Door(stack.edges, secret))
+    traffic = Traffic(stack, Door(stack.edges, signing_secret(stack)))
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as http:
         running = [

@@ -29,6 +29,7 @@ RELAYS = {
 }
 """What carries the sandbox's loopback into a service; the edge's is for the doctor alone."""
 
+_SANDBOX_RELAY = "relay-sandbox"
 # A start takes seconds; a machine may be busy with others.
 READY_S = 120
 _ASK = """
@@ -80,6 +81,7 @@ class Stack:
         edges: Where the two replicas of the edge answer, the second while it runs; load is
             spread over these.
         patience: How long an answer may take; the machine may be busy.
+        secrets: What the file has in `deploy/secrets`: secrets that come from elsewhere.
     """
 
     patience = timedelta(seconds=90)
@@ -90,6 +92,8 @@ class Stack:
         self.urls = Urls.of(ports)
         self.edges: tuple[str, ...] = (self.urls.edge, f"http://127.0.0.1:{ports['edge-2']}")
         (ROOT / "build" / "compose.log").unlink(missing_ok=True)
+        self.secrets = folder / "secrets"
+        self.secrets.mkdir()
         self._env_file = folder / "sandbox.env"
         self._env_file.write_text(_environment(ports))
         self._more = folder / "replicas.json"
@@ -104,6 +108,7 @@ class Stack:
             "COMPOSE_FILE": f"{DEPLOY / 'compose.yaml'}:{self._more}",
             "COMPOSE_ENV_FILES": str(self._env_file),
             "INTERLOCK_TAG": self.tag,
+            "SECRETS": str(self.secrets),
         }
 
     def build(self) -> None:
@@ -159,29 +164,42 @@ class Stack:
         ask = ("python", "-Ic", _ASK, str(READY_S), *hosts)
         return float(self.compose("exec", "-T", "sandbox", *ask))
 
-    def replace(self, *services: str) -> None:
+    def replace(self, *services: str, environ: Mapping[str, str] | None = None) -> None:
         """Put new containers in the place of running ones, as an upgrade does.
 
         The old one is asked to stop before the new one starts.
+
+        Args:
+            services: Which; each with its relay.
+            environ: Settings of `.env`, for the new ones.
         """
         relays = [relay for each in services if (relay := relay_of(each))]
         alone = ("--no-build", "--detach", "--no-deps", "--force-recreate")
-        self.compose("up", *alone, *services, *relays)
+        self.compose("up", *alone, *services, *relays, environ=environ)
         self.until_ready(*services)
 
+    def restart_sandbox(self) -> None:
+        """Have the stand-ins read their files anew; return when they serve."""
+        self.compose("restart", "sandbox")
+        self.compose("restart", _SANDBOX_RELAY)
+        self.wait("sandbox")
+
     def do(self, what: str, service: str) -> None:
-        """Do to a service what `docker compose` or `docker network` can do to it."""
-        if what not in {"connect", "disconnect"}:
-            self.compose(what, service)
-            if what == "start" and service in RELAYS:
-                # It shares the network that the service has just been given.
-                self.compose("restart", RELAYS[service])
+        """Do to a service's container what `docker`, or `docker network`, can do to it.
+
+        Nothing else is started, neither what it depends on nor what depends on it, but for
+        the relay that shares its network.
+        """
+        container = self.container(service)
+        if what in {"connect", "disconnect"}:
+            alias = ("--alias", service) if what == "connect" else ()
+            network = f"{self.project}_default"
+            self._run(["docker", "network", what, *alias, network, container], {})
             return
-        alias = ("--alias", service) if what == "connect" else ()
-        network = f"{self.project}_default"
-        subprocess.run(
-            ["docker", "network", what, *alias, network, self.container(service)], check=True
-        )
+        self._run(["docker", what, container], {})
+        if what == "start" and (relay := _relay_beside(service)):
+            # It shares the network that the service has just been given.
+            self._run(["docker", "restart", "--time", "0", self.container(relay)], {})
 
     def container(self, service: str) -> str:
         """Return the id of a service's container."""
@@ -203,6 +221,10 @@ class Stack:
         subprocess.run(
             ["docker", "image", "rm", "--force", *images], check=False, capture_output=True
         )
+
+
+def _relay_beside(service: str) -> str | None:
+    return _SANDBOX_RELAY if service == "sandbox" else RELAYS.get(service)
 
 
 def more_services() -> list[str]:
