@@ -44,6 +44,8 @@ def pytest_configure() -> None:
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
 
 
+# Before pytest-xdist looks at the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares something costly: a file, and all that use one stack of containers.
 

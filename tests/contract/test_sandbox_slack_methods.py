@@ -17,7 +17,8 @@ from interlock_sandbox.testing import CLIENT_ID, SlackStage, slack_stage
 TEAM, ENTERPRISE, SALES, OPERATIONS = "T0NORTHWIND", "E0MERIDIAN", "T0MERSALES", "T0MEROPS"
 HELP, RANDOM, LEADS, PARTNERS = "C0NOHELP", "C0NORANDOM", "C0NOLEADS", "C0PARTNERS"
 ADA, MIA, CARL, HUGO = "U0ADA", "U0MIA", "U0CARL", "U0HUGO"
-EVERYTHING = ",".join(BOT_SCOPES)
+# A webhook among it, which is for a channel.
+EVERYTHING = {"scope": ",".join(BOT_SCOPES), "webhook_channel": HELP}
 MODAL = {"type": "modal", "title": {"type": "plain_text", "text": "Ask"}, "blocks": []}
 
 # What slack_sdk sends and Slack's reference does not know.
@@ -38,7 +39,7 @@ async def stage() -> AsyncIterator[SlackStage]:
 
 async def _tokens(stage: SlackStage) -> dict[str, str]:
     """Install the app with every scope; return a token of each kind."""
-    answer = await stage.installed(scope=EVERYTHING, user_scope=",".join(USER_SCOPES))
+    answer = await stage.installed(**EVERYTHING, user_scope=",".join(USER_SCOPES))
     return {
         "bot": answer["access_token"],
         "user": answer["authed_user"]["access_token"],
@@ -48,7 +49,7 @@ async def _tokens(stage: SlackStage) -> dict[str, str]:
 
 async def _client(stage: SlackStage, **fields: str) -> AsyncWebClient:
     """Install the app with every scope and return Slack's own client."""
-    answer = await stage.installed(**{"scope": EVERYTHING, **fields})
+    answer = await stage.installed(**{**EVERYTHING, **fields})
     return AsyncWebClient(base_url=stage.api_url, token=answer["access_token"])
 
 
