@@ -48,8 +48,8 @@ fix: setup ## Format, and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# Files stay whole, and in order: the stack of containers is one group (tests/conftest.py).
-WHOLE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Files stay whole, and in order; tests/conftest.py says what else does.
+WHOLE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup ## Run all tests, on two processes, or one file with T=path
 	@$(BIN)/pytest $(or $(T),$(WHOLE))

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from interlock_chassis.secret import Secret
 from interlock_cli.embedded_postgres import EmbeddedPostgres, find_binaries
@@ -44,17 +45,18 @@ def pytest_configure() -> None:
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
 
 
-# Before pytest-xdist looks at the marks.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares something costly: a file, and all that use one stack of containers.
+class _Whole(LoadScopeScheduling):  # type: ignore[misc] # It comes without types.
+    """Keep together what shares something costly: a file, and all that use the containers."""
 
-    It says so to pytest-xdist, which gives a group to one of its workers.
-    """
-    for item in items:
-        file = item.path.relative_to(item.config.rootpath)
-        group = file.parent if file.parent.name == "deploy" else file
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name == "deploy" else file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Say which tests go to the same process, where there are several."""
+    return _Whole(config, log)
 
 
 def pytest_collection_finish() -> None:
