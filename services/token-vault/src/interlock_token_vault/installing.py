@@ -841,10 +841,11 @@ class Installing:
         installation = pending.installation
         # What an operator moves in was somebody's before, and stays that.
         is_import = pending.attempt.state_sha256 == IMPORT_STATE
+        is_new = not is_import and not await self._is_in_use(pending, credential.connection)
         revoked = False
-        for token in () if is_import else _tokens_in(credential):
+        for token in _tokens_in(credential) if is_new else ():
             revoked |= await self._revoke_unless_stored(token, origin, installation)
-        if credential.connection is not None and not is_import:
+        if credential.connection is not None and is_new:
             # It would keep a token alive that nothing here knows of.
             await self._nango().delete(credential.connection)
         event = _event("install.dropped", origin, installation, pending.tokens[0])
@@ -854,6 +855,14 @@ class Installing:
         if revoked and isinstance(refusal, WorkspaceTaken):
             user_id = credential.user.user_id if credential.user else ""
             await self._probe(installation.key, user_id, origin)
+
+    async def _is_in_use(self, pending: PendingInstall, connection: ConnectionRef | None) -> bool:
+        """Tell whether the tenant's installation lives by a connection, which was connected again.
+
+        Nango keeps the newest token only: to end that one would end both.
+        """
+        key, tenant_id = pending.installation.key, pending.attempt.tenant_id
+        return connection is not None and connection == await self._find_connection(key, tenant_id)
 
     async def _revoke_unless_stored(
         self, token: Secret[str], origin: Origin, pending: Installation | None

@@ -420,3 +420,15 @@ async def test_a_kill_at_any_point_of_an_install_converges() -> None:
         else:
             break
     assert point > 15
+
+
+async def test_a_refused_reinstall_leaves_the_connection_in_use(stage: Stage) -> None:
+    """Its grant ended while the vault was down; the workspace goes on with what Nango has now."""
+    await stage.install("one")
+    stage.connect("xoxb-2")
+    ask = await stage.begin("two")
+    stage.faults.fail_next("claims.claim", InstallNotOpen())
+    with pytest.raises(InstallNotOpen):
+        await stage.installing.complete_connection(ask, REF)
+    assert (stage.nango.deleted, stage.slack.revoked) == ([], [])
+    assert (await stage.read()).token.reveal() == "xoxb-2"
