@@ -35,8 +35,7 @@ def cluster() -> Iterator[ScratchDatabases]:
     try:
         yield ScratchDatabases(postgres.admin_url)
     finally:
-        postgres.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        postgres.discard()
 
 
 def pytest_configure() -> None:

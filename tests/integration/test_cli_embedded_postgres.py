@@ -48,6 +48,17 @@ async def test_data_survives_a_restart(tmp_path: Path) -> None:
         postgres.stop()
 
 
+def test_what_is_discarded_is_stopped_and_gone(tmp_path: Path) -> None:
+    """Nothing is left of it: no process, no file."""
+    postgres = _embedded(tmp_path / "pg")
+    postgres.start()
+    server = psutil.Process(postgres.pid)
+    family = [server, *server.children(recursive=True)]
+    postgres.discard()
+    _, alive = psutil.wait_procs(family, 10)
+    assert (alive, list(tmp_path.iterdir())) == ([], [])
+
+
 async def test_wrong_password_is_refused_on_the_socket(tmp_path: Path) -> None:
     """Reaching the socket is not enough to log in: SCRAM is asked for there too."""
     postgres = _embedded(tmp_path / "pg")

@@ -178,10 +178,18 @@ class EmbeddedPostgres:
 
     def stop(self, timeout: timedelta = timedelta(seconds=5)) -> None:
         """Stop the server: politely (open sessions are cut), then by force."""
+        # Fast shutdown, immediate shutdown, kill.
+        self._end(timeout, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """Stop the server without writing anything out, and delete what it holds."""
+        self._end(timedelta(seconds=5), signal.SIGQUIT, signal.SIGKILL)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, timeout: timedelta, *attempts: signal.Signals) -> None:
         if self._server is None:
             return
-        # Fast shutdown, immediate shutdown, kill.
-        for attempt in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+        for attempt in attempts:
             if self._server.poll() is None:
                 self._server.send_signal(attempt)
             try:
