@@ -22,6 +22,13 @@ from interlock_token_vault.reporting import GrantedScopes, ScopeReporting
 
 PATIENCE_S = 30
 WIDER = (*SCOPES, "im:read", "im:write")
+# As the one that is there, in another workspace.
+_ANOTHER = """
+INSERT INTO vault.installation
+SELECT (jsonb_populate_record(i, jsonb_build_object(
+    'installation_id', gen_random_uuid(), 'team_id', $1::text))).*
+FROM vault.installation i ORDER BY created_at LIMIT 1
+"""
 Told = list[tuple[str, tuple[str, ...], tuple[str, ...]]]
 
 
@@ -107,6 +114,23 @@ async def test_identity_is_told_once_of_each_change(house: House) -> None:
         await house.uninstall(CONTOSO)
         await more.run()
         assert (heard.take(), _counted()) == ([], (1, 0))
+
+
+async def test_identity_is_told_of_all_at_once(house: House) -> None:
+    """However many workspaces there are, none waits for the next round."""
+    teams = [f"T0MANY{number}" for number in range(60)]
+    await house.install("xoxb-contoso", CONTOSO, "contoso")
+    for team in teams:
+        await house.admin.execute(_ANOTHER, team)
+    async with open_pool(house.settings.database_url_file, application="test") as pool:
+        heard = Heard()
+        await ScopeReporting(
+            store=PostgresScopes(pool),
+            reports=heard,
+            client_id=ClientId(house.settings.slack_client_id),
+            asked=SCOPES,
+        ).run()
+    assert sorted(team for team, _, _ in heard.take()) == sorted(["T0CONTOSO", *teams])
 
 
 async def test_a_process_tells_of_other_scopes_when_it_starts(house: House) -> None:

@@ -187,13 +187,15 @@ class ScopeReporting:
         missing, extra = await self._store.count_drift(self._client_id, self._asked)
         SCOPE_DRIFT.labels("missing").set(missing)
         SCOPE_DRIFT.labels("extra").set(extra)
-        for granted in await self._store.list_untold(self._client_id, self._asked, _BATCH):
-            try:
-                await self._reports.report_scopes(granted)
-            except IdentityUnavailable as error:
-                _log.warning("scopes_not_reported", reason=error.reason)
-                return
-            await self._store.mark_told(granted)
+        # Whoever asks for one scope more has every workspace to tell of, not only the first few.
+        while untold := await self._store.list_untold(self._client_id, self._asked, _BATCH):
+            for granted in untold:
+                try:
+                    await self._reports.report_scopes(granted)
+                except IdentityUnavailable as error:
+                    _log.warning("scopes_not_reported", reason=error.reason)
+                    return
+                await self._store.mark_told(granted)
 
 
 @dataclass(frozen=True, slots=True)
