@@ -283,43 +283,41 @@ class MemoryStore:
     ) -> bool:
         """Note whether a claim needs a reinstall."""
         status = WorkspaceStatus.of_claimed(needs_reinstall=needs_reinstall)
-        for row in self._workspaces.values():
-            before = row.workspace
-            is_meant = (before.key.slot, before.key.enterprise_id) == (key.slot, key.enterprise_id)
-            if not is_meant or row.installation_id != installation_id:
-                continue
-            if not before.status.is_claimed:
-                return False
-            row.workspace = replace(before, status=status)
-            row.is_notice_taken = row.is_notice_taken and needs_reinstall
-            if before.status is not status:
-                event = AuditEvent(
-                    f"workspace.became_{status.value}",
-                    origin,
-                    slack_enterprise_id=key.enterprise_id,
-                    slack_team_id=key.team_id,
-                )
-                self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
-            return True
-        return False
+        row = self._find_claimed(key, installation_id)
+        if row is None:
+            return False
+        before, row.workspace = row.workspace, replace(row.workspace, status=status)
+        row.is_notice_taken = row.is_notice_taken and needs_reinstall
+        if before.status is not status:
+            event = AuditEvent(
+                f"workspace.became_{status.value}",
+                origin,
+                slack_enterprise_id=key.enterprise_id,
+                slack_team_id=key.team_id,
+            )
+            self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
+        return True
 
     async def set_drift(
         self, key: WorkspaceKey, installation_id: UUID, drift: ScopeDrift, origin: Origin
     ) -> bool:
         """Note how a claim's scopes differ."""
+        row = self._find_claimed(key, installation_id)
+        if row is None:
+            return False
+        before, row.workspace = row.workspace, replace(row.workspace, drift=drift)
+        if before.drift != drift:
+            event = drift_event(key, drift, origin)
+            self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
+        return True
+
+    def _find_claimed(self, key: WorkspaceKey, installation_id: UUID) -> _WorkspaceRow | None:
         for row in self._workspaces.values():
-            before = row.workspace
-            is_meant = (before.key.slot, before.key.enterprise_id) == (key.slot, key.enterprise_id)
-            if not is_meant or row.installation_id != installation_id:
-                continue
-            if not before.status.is_claimed:
-                return False
-            row.workspace = replace(before, drift=drift)
-            if before.drift != drift:
-                event = drift_event(key, drift, origin)
-                self.audit.append(event.of_workspace(before.tenant_id, before.workspace_id))
-            return True
-        return False
+            found = row.workspace
+            is_meant = (found.key.slot, found.key.enterprise_id) == (key.slot, key.enterprise_id)
+            if is_meant and row.installation_id == installation_id and found.status.is_claimed:
+                return row
+        return None
 
     async def list_due_notices(self, limit: int) -> Sequence[DueNotice]:
         """List workspaces of which an administrator has to be told; see NoticeStore."""
